@@ -1,0 +1,1 @@
+"""Text to vectors: question and passage encoders, pooling. Knows nothing about indexes or generators."""

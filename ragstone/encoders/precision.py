@@ -1,0 +1,40 @@
+"""Which arithmetic a device does fastest without losing what retrieval and training need."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from ragstone.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def best_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bfloat16, so that it pays."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """A context in which matrix products run in `precision`; "auto" is bf16 where the hardware has it, else fp32.
+
+    Raises:
+        InputError: fp16 on a CPU, which has no fast fp16 arithmetic.
+    """
+    if precision == "auto":
+        precision = "bf16" if fast_bfloat16(device) else "fp32"
+    if precision == "fp32":
+        return nullcontext()
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("fp16 needs a GPU; on a CPU use bf16 (--bf16) or leave the precision alone.")
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)

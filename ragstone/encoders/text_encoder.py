@@ -1,0 +1,132 @@
+"""A text encoder: a transformers model with the pooling, normalisation and prompt that make its vectors.
+
+Shapes: B texts, S tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ragstone.encoders.pooling import Pooling, pool
+from ragstone.encoders.precision import Precision, autocast
+from ragstone.errors import InputError
+from ragstone.progress import ProgressBar
+from ragstone.types import FloatArray
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """All that turns a transformer's states into vectors, besides its weights."""
+
+    pooling: Pooling = "cls"
+    normalize: bool = False
+    """Scale vectors to length one, so that inner product is cosine."""
+    prompt: str = ""
+    """Text put before every input ("query: ", "passage: ")."""
+    max_length: int = 512
+    """Tokens after which a text is cut."""
+    pair: bool = True
+    """A passage's title and text go in as a pair of segments (DPR); else joined by a space."""
+
+
+class TextEncoder(nn.Module):
+    """Encodes questions, or passages with titles, into vectors."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: EncoderSettings, name: str) -> None:
+        """`model` is a transformers encoder, `name` what messages call it (its folder or hub name)."""
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.name = name
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of its vectors."""
+        config = self.model.config
+        return getattr(config, "projection_dim", 0) or config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Vectors [B, D] in float32 of tokens [B, S]; gradients flow to the weights."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        vectors = pool(output, attention_mask, self.settings.pooling).float()
+        return nn.functional.normalize(vectors, dim=-1) if self.settings.normalize else vectors
+
+    def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """Padded token tensors [B, S] on the model's device; `titles` makes the texts passages."""
+        batch = self.tokenizer.pad(self._token_lists(texts, titles), return_tensors="pt")
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        precision: Precision = "fp32",
+        progress: ProgressBar | None = None,
+    ) -> FloatArray:
+        """Vectors [len(texts), D], in the order given, without gradients.
+
+        Texts are batched by length, so that little is spent on padding. Matrix products run in `precision`.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        if not texts:
+            return vectors
+        tokens = self._token_lists(texts, titles)
+        order = np.argsort([-len(ids) for ids in tokens["input_ids"]], kind="stable")
+        with autocast(self.device, precision):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = self.tokenizer.pad(
+                    {name: [values[row] for row in rows] for name, values in tokens.items()}, return_tensors="pt"
+                )
+                vectors[rows] = self(**{name: tensor.to(self.device) for name, tensor in batch.items()}).cpu().numpy()
+                if progress is not None:
+                    progress.advance(len(rows))
+        return vectors
+
+    def fingerprint(self) -> str:
+        """A hash of weights and settings: two encoders with the same one give the same vectors."""
+        digest = hashlib.sha256(repr(dataclasses.asdict(self.settings)).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if "pooler" in name and self.settings.pooling != "pooler":
+                continue
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def _token_lists(self, texts: Sequence[str], titles: Sequence[str] | None) -> dict[str, list[list[int]]]:
+        settings = self.settings
+        first, second = list(texts), None
+        if titles is not None and settings.pair:
+            first, second = list(titles), list(texts)
+        elif titles is not None:
+            first = [f"{title} {text}" if title else text for title, text in zip(titles, texts, strict=True)]
+        if settings.prompt:
+            first = [settings.prompt + text for text in first]
+        encoding = self.tokenizer(first, second, truncation=True, max_length=settings.max_length)
+        return {name: encoding[name] for name in self.tokenizer.model_input_names if name in encoding}
+
+
+def check_finite(vectors: FloatArray, encoder: TextEncoder) -> None:
+    """Refuse vectors with infinities or NaN, which would poison an index.
+
+    Raises:
+        InputError: names the encoder.
+    """
+    if not np.isfinite(vectors).all():
+        raise InputError(f"The encoder {encoder.name} gave vectors that are not finite; try --precision fp32.")

@@ -1,0 +1,156 @@
+"""A FAISS index over inner products: built from a stream of vectors, saved, opened memory-mapped, searched.
+
+Shapes: B queries, N results, D dimensions.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragstone.errors import InputError
+from ragstone.index.factory import training_size
+from ragstone.progress import progress_bar
+from ragstone.types import FloatArray, IntArray
+
+EF_CONSTRUCTION = 200
+EF_SEARCH = 128
+"""HNSW's search breadth. FAISS's default of 16 loses several percent of the nearest passages."""
+PROBES = 32
+"""Lists that an IVF index looks into."""
+
+VectorStream = Callable[[], Iterator[FloatArray]]
+"""Gives the vectors from the start, chunk by chunk [*, D], each time it is called."""
+
+
+class VectorIndex:
+    """An opened index. `open` maps it; nothing is read before it is searched."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def open(cls, path: Path) -> VectorIndex:
+        """Open the index file at `path` memory-mapped.
+
+        Raises:
+            InputError: missing, or no FAISS index.
+        """
+        import faiss
+
+        if not path.is_file():
+            raise InputError(f"There is no index file {path}; give --index_path the .faiss file of a knowledge source.")
+        try:
+            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
+        except RuntimeError as error:
+            raise InputError(f"{path} is not a FAISS index; build it again with ragstone build-knowledge.") from error
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        return int(self._index.d)
+
+    @property
+    def is_inner_product(self) -> bool:
+        import faiss
+
+        return bool(self._index.metric_type == faiss.METRIC_INNER_PRODUCT)
+
+    def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
+        """Scores [B, N] and ids [B, N] of the nearest vectors to `queries` [B, D], ids -1 where there are fewer."""
+        if len(queries) == 0:
+            return np.empty((0, n), np.float32), np.empty((0, n), np.int64)
+        scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), n)
+        return scores, ids
+
+
+def build_index(vectors: VectorStream, count: int, dimension: int, factory: str, path: Path) -> None:
+    """Build the index that `factory` describes over `count` vectors and write it to `path`.
+
+    A flat index is written as it streams by. Others are held in memory until they are complete: an HNSW index with
+    its vectors, a compressed one with its codes.
+
+    Raises:
+        InputError: FAISS does not know the factory string or cannot train it on so few vectors.
+    """
+    if factory == "Flat":
+        _write_flat(vectors, count, dimension, path)
+        return
+    import faiss
+
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(
+            f"--index {factory!r} is not a FAISS factory string for {dimension} dimensions; take flat, hnsw, ivfpq or "
+            "see FAISS's documentation of index_factory."
+        ) from error
+    _widen_search(index)
+    if not index.is_trained:
+        sample = _sample(vectors, count, training_size(factory, count))
+        try:
+            index.train(sample)
+        except RuntimeError as error:
+            raise InputError(
+                f"The index {factory} cannot be trained on {len(sample)} vectors; use --index flat."
+            ) from error
+    with progress_bar("Indexing", count) as bar:
+        for chunk in vectors():
+            # Small steps, so that the bar moves while an HNSW graph grows.
+            for start in range(0, len(chunk), 1024):
+                part = chunk[start : start + 1024]
+                index.add(np.ascontiguousarray(part))
+                bar.advance(len(part))
+    faiss.write_index(index, str(path))
+
+
+def _widen_search(index: Any) -> None:
+    import faiss
+
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efConstruction = EF_CONSTRUCTION
+        inner.hnsw.efSearch = EF_SEARCH
+    elif isinstance(inner, faiss.IndexIVF):
+        inner.nprobe = min(PROBES, inner.nlist)
+
+
+def _sample(vectors: VectorStream, count: int, size: int) -> FloatArray:
+    """`size` of the `count` vectors, evenly spread, in one pass."""
+    if size >= count:
+        return np.concatenate(list(vectors()))
+    rows = np.linspace(0, count - 1, size).astype(np.int64)
+    parts, offset = [], 0
+    for chunk in vectors():
+        inside = rows[(rows >= offset) & (rows < offset + len(chunk))] - offset
+        parts.append(chunk[inside])
+        offset += len(chunk)
+    return np.concatenate(parts)
+
+
+def _write_flat(vectors: VectorStream, count: int, dimension: int, path: Path) -> None:
+    """Write a flat index without holding it: FAISS's own empty file, its two counts patched, then the vectors.
+
+    The file of an IndexFlatIP is a header (fourcc, dimension as int32, count as int64, ...) that ends with the number
+    of bytes/4 of the vectors as uint64; the vectors follow as they are.
+    """
+    import faiss
+
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
+    struct.pack_into("<q", header, 8, count)
+    struct.pack_into("<Q", header, len(header) - 8, count * dimension)
+    written = 0
+    with path.open("wb") as file, progress_bar("Indexing", count) as bar:
+        file.write(header)
+        for chunk in vectors():
+            file.write(np.ascontiguousarray(chunk, dtype="<f4").data)
+            written += len(chunk)
+            bar.advance(len(chunk))
+    if written != count:
+        raise RuntimeError(f"{written} vectors came instead of {count}")

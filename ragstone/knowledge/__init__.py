@@ -1,0 +1,1 @@
+"""Documents to a knowledge source: split, embed, store, build, verify. Knows nothing about generators."""

@@ -1,0 +1,162 @@
+"""Files to documents, one at a time: tab-separated, csv, jsonl, parquet, folders of text. Errors name file and line."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragstone.data.lines import read_lines
+from ragstone.errors import InputError
+
+TEXT_SUFFIXES = (".txt", ".md")
+LONGEST_FIELD = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with a title, before it is split into passages."""
+
+    title: str
+    text: str
+
+
+def find_files(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths, globs and folders name, in order; a folder gives its .txt and .md files.
+
+    Raises:
+        InputError: a path or pattern names nothing.
+    """
+    files: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(file for suffix in TEXT_SUFFIXES for file in path.rglob(f"*{suffix}"))
+            if not found:
+                raise InputError(f"The folder {path} holds no .txt or .md files.")
+        elif path.is_file():
+            found = [path]
+        else:
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            if not found:
+                raise InputError(f"There is no file {pattern}; give --csv_path files, folders or globs that exist.")
+        files += found
+    return files
+
+
+def read_documents(files: Sequence[Path]) -> Iterator[Document]:
+    """All documents of `files`, streamed.
+
+    A .csv whose first line has a tab is read as the reference read it: tab-separated title and text, no header.
+
+    Raises:
+        InputError: names file and line of what cannot be read.
+    """
+    for path in files:
+        yield from _reader(path)(path)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Document]]:
+    readers: dict[str, Callable[[Path], Iterator[Document]]] = {
+        ".csv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+        ".txt": _read_text,
+        ".md": _read_text,
+    }
+    return readers.get(path.suffix.lower(), _read_tsv)
+
+
+def _read_tsv(path: Path) -> Iterator[Document]:
+    for line, row in _csv_rows(path, delimiter="\t"):
+        if len(row) != 2:
+            raise InputError(
+                f"{path}, line {line}: {len(row)} column(s) instead of 2; a document is a title, a tab and a text "
+                '(a text that holds tabs or quotes is put in "quotes", with inner quotes doubled).'
+            )
+        yield Document(title=row[0], text=row[1])
+
+
+def _read_csv(path: Path) -> Iterator[Document]:
+    first = next(iter(read_lines(path)), "")
+    if "\t" in first:
+        yield from _read_tsv(path)
+        return
+    rows = _csv_rows(path, delimiter=",")
+    _, header = next(rows, (1, []))
+    names = [name.strip().lower() for name in header]
+    if "text" not in names:
+        raise InputError(
+            f"{path}, line 1: the header {','.join(header)!r} has no column 'text'; a .csv file begins with the names "
+            "of its columns, among them title and text."
+        )
+    for line, row in rows:
+        if len(row) != len(names):
+            raise InputError(f"{path}, line {line}: {len(row)} column(s) instead of {len(names)} as in the header.")
+        values = dict(zip(names, row, strict=True))
+        yield Document(title=values.get("title", ""), text=values["text"])
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of the line that each begins on; blank lines are passed over."""
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader((line + "\n" for line in read_lines(path)), delimiter=delimiter, strict=True)
+    while True:
+        begin = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f'{path}, line {begin}: a stray quote ({error}); put a text that holds quotes in "quotes" and double '
+                "the inner ones."
+            ) from error
+        if row:
+            yield begin, row
+
+
+def _read_jsonl(path: Path) -> Iterator[Document]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            title, text = record.get("title") or "", record["text"]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path}, line {number}: not an object with title and text ({error}); "
+                'a line reads {"title": "...", "text": "..."}.'
+            ) from error
+        if not isinstance(text, str) or not isinstance(title, str):
+            raise InputError(f"{path}, line {number}: title and text must be strings.")
+        yield Document(title=title, text=text)
+
+
+def _read_parquet(path: Path) -> Iterator[Document]:
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a parquet file ({error}).") from error
+    names = file.schema_arrow.names
+    if "text" not in names:
+        raise InputError(f"{path} has the columns {', '.join(names)}, but none named 'text'.")
+    for batch in file.iter_batches(columns=[name for name in ("title", "text") if name in names]):
+        for row in batch.to_pylist():
+            yield Document(title=row.get("title") or "", text=row["text"] or "")
+
+
+def _read_text(path: Path) -> Iterator[Document]:
+    """A file is a document; its title is its name, or its first line where that is a heading."""
+    lines = list(read_lines(path))
+    title = path.stem.replace("_", " ")
+    first = next((line for line in lines if line.strip()), "")
+    if path.suffix.lower() == ".md" and first.startswith("# "):
+        title = first.removeprefix("# ").strip()
+        lines.remove(first)
+    yield Document(title=title, text=" ".join(" ".join(lines).split()))

@@ -1,0 +1,61 @@
+"""knowledge.json: what a knowledge source is made of, and a checksum for each of its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragstone.errors import InputError
+
+FILE_NAME = "knowledge.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record beside the passages and the index."""
+
+    encoder: str
+    """Folder or hub name of the passage encoder."""
+    encoder_fingerprint: str
+    """Hash of the passage encoder's weights and settings."""
+    dimension: int
+    metric: str
+    documents: int
+    passages: int
+    max_words: int
+    index: str
+    """FAISS factory string."""
+    files: dict[str, str]
+    """Path within the folder to SHA-256."""
+    statistics: dict[str, float]
+    """What building took and gave: seconds, bytes, recall@5, recall@20, queries_per_second."""
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest | None:
+        """The manifest in `folder`; None where there is none (a source of the reference's script).
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}); build the knowledge source again.") from error
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

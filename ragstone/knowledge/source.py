@@ -1,0 +1,88 @@
+"""A knowledge source: passages, their vectors and the index over them, opened without loading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ragstone.errors import InputError
+from ragstone.index.vector_index import VectorIndex
+from ragstone.knowledge.manifest import Manifest, checksum
+from ragstone.knowledge.store import PassageStore
+
+PASSAGES_NAME = "my_knowledge_dataset"
+INDEX_NAME = "my_knowledge_dataset_hnsw_index.faiss"
+
+
+class KnowledgeSource:
+    """An opened source. Everything is memory-mapped: opening costs no memory worth speaking of."""
+
+    def __init__(self, passages_path: Path, index_path: Path | None = None) -> None:
+        """Open a source.
+
+        Args:
+            passages_path: the folder that build-knowledge wrote, or the passages folder within it.
+            index_path: the index file; found beside the passages where it is not given.
+
+        Raises:
+            InputError: no knowledge source, or one whose parts do not belong together.
+        """
+        if (passages_path / PASSAGES_NAME).is_dir():
+            passages_path = passages_path / PASSAGES_NAME
+        if not passages_path.is_dir():
+            raise InputError(f"There is no knowledge source {passages_path}; make one with ragstone build-knowledge.")
+        self.folder = passages_path.parent
+        self.store = PassageStore(passages_path)
+        self.index = VectorIndex.open(index_path or self.folder / INDEX_NAME)
+        self.manifest = Manifest.load(self.folder) if passages_path.name == PASSAGES_NAME else None
+        self._check(index_path or self.folder / INDEX_NAME)
+
+    def __len__(self) -> int:
+        """How many passages it holds."""
+        return len(self.store)
+
+    @property
+    def dimension(self) -> int:
+        """D of its vectors."""
+        return self.store.dimension
+
+    def fingerprint(self) -> str:
+        """A short text that differs between sources with different content."""
+        if self.manifest is None:
+            return f"{self.store.folder}:{len(self)}x{self.dimension}"
+        return checksum(self.folder / "knowledge.json")[:32]
+
+    def refuse_other_encoder(self, dimension: int, passage_encoder_fingerprint: str | None, model_name: str) -> None:
+        """Refuse a question encoder whose passage encoder did not build this source.
+
+        Args:
+            dimension: D of the question encoder's vectors.
+            passage_encoder_fingerprint: of the passage encoder that it belongs to, None where that is not known.
+            model_name: what the message calls the model.
+
+        Raises:
+            InputError: names both encoders.
+        """
+        if dimension != self.dimension:
+            raise InputError(
+                f"{model_name} makes question vectors of {dimension} dimensions, but the knowledge source "
+                f"{self.folder} has {self.dimension}; build the source with the passage encoder that belongs to the model."
+            )
+        if self.manifest is None or passage_encoder_fingerprint in (None, self.manifest.encoder_fingerprint):
+            return
+        raise InputError(
+            f"The knowledge source {self.folder} was built with the passage encoder {self.manifest.encoder} "
+            f"(fingerprint {self.manifest.encoder_fingerprint}), but {model_name} belongs to another one "
+            f"(fingerprint {passage_encoder_fingerprint}); build the source with that one."
+        )
+
+    def _check(self, index_path: Path) -> None:
+        if len(self.index) != len(self.store):
+            raise InputError(
+                f"The index {index_path} holds {len(self.index)} vectors, but {self.store.folder} has "
+                f"{len(self.store)} passages; give an index that was built from these passages."
+            )
+        if self.index.dimension != self.dimension:
+            raise InputError(
+                f"The index {index_path} has {self.index.dimension} dimensions, but the vectors in {self.store.folder} "
+                f"have {self.dimension}; give an index that was built from these passages."
+            )

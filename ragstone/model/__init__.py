@@ -1,0 +1,1 @@
+"""Questions to answers: contexts, generators, marginalisation, decoding, the models, their checkpoints."""

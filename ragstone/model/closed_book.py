@@ -1,0 +1,97 @@
+"""A generator alone: the closed-book baseline, trained and asked like a RAG model that never finds a passage.
+
+Shapes: B questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ragstone.errors import InputError
+from ragstone.model.answers import Answer, ScoredPassage
+from ragstone.model.contexts import ContextFormat
+from ragstone.model.decoding import Decoding
+from ragstone.model.fingerprint import fingerprint
+from ragstone.model.generator import EncodedContexts, Generator
+from ragstone.model.marginal import IGNORED
+from ragstone.model.model import BatchLoss
+from ragstone.model.reader import Reader
+from ragstone.types import NO_PASSAGE
+
+
+class ClosedBook(nn.Module):
+    """See model.Model: the question is the whole context, and it has all the weight."""
+
+    n_docs = 0
+
+    def __init__(
+        self,
+        generator: Generator,
+        model_type: str,
+        *,
+        context: ContextFormat,
+        label_smoothing: float,
+        max_target_length: int,
+        save: Callable[[ClosedBook, Path], None],
+    ) -> None:
+        super().__init__()
+        self.generator_model = generator.model
+        self.generator = generator
+        self.model_type = model_type
+        self.reader = Reader(generator, "sequence")
+        self._context = context
+        self._label_smoothing = label_smoothing
+        self._max_target_length = max_target_length
+        self._save = save
+
+    def forward(self, questions: Sequence[str], answers: Sequence[str]) -> BatchLoss:
+        """See model.Model.__call__."""
+        labels = self.generator.tokenize_targets(answers, self._max_target_length)
+        smoothing = self._label_smoothing
+        reading = self.reader.read(*self._encode(questions), labels, smoothing > 0)
+        nll = -reading.log_likelihood.sum()
+        loss = nll
+        if reading.smoothing is not None:
+            loss = (1 - smoothing) * nll - smoothing * reading.smoothing.sum()
+        tokens = int((labels != IGNORED).sum())
+        return BatchLoss(loss, nll.item(), len(questions), tokens, None, 0.0, 0.0)
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[str], decoding: Decoding, n_docs: int | None = None) -> list[list[Answer]]:
+        """See model.Model.answer."""
+        found = self.reader.answer(*self._encode(questions), decoding)
+        return [
+            [Answer(self.generator.text(h.labels), h.score, passages=(), labels=h.labels) for h in hypotheses]
+            for hypotheses in found
+        ]
+
+    def retrieve(self, questions: Sequence[str], n_docs: int | None = None) -> list[tuple[ScoredPassage, ...]]:
+        """See model.Model.retrieve.
+
+        Raises:
+            InputError: always; there is nothing to retrieve from.
+        """
+        raise InputError(f"A {self.model_type} model retrieves nothing; take a rag_sequence or rag_token checkpoint.")
+
+    def save(self, folder: Path) -> None:
+        """See model.Model.save."""
+        self._save(self, folder)
+
+    def fingerprint(self) -> str:
+        """See model.Model.fingerprint."""
+        return fingerprint(self.generator_model, self.model_type, self._context)
+
+    def source_fingerprint(self) -> None:
+        """See model.Model.source_fingerprint."""
+
+    def close(self) -> None:
+        """See model.Model.close."""
+
+    def _encode(self, questions: Sequence[str]) -> tuple[EncodedContexts, torch.Tensor]:
+        texts = self._context.texts([[NO_PASSAGE]] * len(questions), questions)
+        contexts = self.generator.encode(texts, self._context.max_length)
+        return contexts, torch.zeros(len(questions), 1, device=contexts.states.device)

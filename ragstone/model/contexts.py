@@ -1,0 +1,36 @@
+"""The text that the generator reads: a passage and the question.
+
+prefix + title + " / " + text + " // " + question, as RagRetriever.postprocess_docs of transformers joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ragstone.types import NO_PASSAGE, Passage
+
+
+@dataclass(frozen=True)
+class ContextFormat:
+    """How passage and question are joined, and how long the result may be."""
+
+    title_sep: str = " / "
+    doc_sep: str = " // "
+    prefix: str = ""
+    max_length: int = 300
+    """Tokens; a longer context loses the end of its passage, never the question."""
+
+    def text(self, passage: Passage, question: str) -> tuple[str, str]:
+        """The context in two parts, the passage's and the question's; a missing passage leaves the question alone."""
+        if passage == NO_PASSAGE:
+            return self.prefix, question
+        title = passage.title.removeprefix('"').removesuffix('"')
+        head = f"{self.prefix}{title}{self.title_sep}{passage.text}"
+        return head.replace("  ", " "), f"{self.doc_sep}{question}".replace("  ", " ")
+
+    def texts(self, passages: Sequence[Sequence[Passage]], questions: Sequence[str]) -> list[tuple[str, str]]:
+        """The contexts of B questions with N passages each, B·N in order."""
+        return [
+            self.text(passage, question) for row, question in zip(passages, questions, strict=True) for passage in row
+        ]

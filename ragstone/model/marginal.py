@@ -1,0 +1,99 @@
+"""Marginalisation over retrieved passages: pure functions in float32.
+
+Lewis et al. 2020 (arXiv 2005.11401), section 2.1. Shapes: B questions, N passages, T target tokens, V vocabulary.
+x is the question, y the answer, z a passage.
+
+A masked passage has document log-probability -inf and adds nothing, whatever its token log-probabilities are. N is
+that of the tensors. Padded target positions (mask false) add nothing, and nothing depends on which position is first:
+the prior enters once per sequence (RAG-Sequence) or once per token (RAG-Token).
+"""
+
+from __future__ import annotations
+
+import torch
+
+IGNORED = -100
+"""Label of a padded target position."""
+
+
+def document_log_probs(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """log p(z|x) [B, N]: softmax of `scores` [B, N] over the passages where `mask` [B, N] is true.
+
+    A question without any passage gives all to its first slot, whose passage is empty: the generator then answers from
+    the question alone.
+    """
+    none = ~mask.any(dim=1, keepdim=True)
+    first = torch.zeros_like(mask)
+    first[:, 0] = True
+    scores = scores.float().masked_fill(~mask, -torch.inf).masked_fill(none & first, 0.0)
+    return scores.log_softmax(dim=1)
+
+
+def target_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log p of each target token [R, T], 0 at padding.
+
+    Args:
+        logits: [R, T, V] in any precision; R is any number of rows.
+        labels: [R, T], -100 at padding.
+
+    Only rows of real tokens are taken to float32 and no log-softmax over the vocabulary is kept: gather and
+    log-sum-exp give the same.
+    """
+    valid = labels != IGNORED
+    real = logits[valid].float()
+    chosen = real.gather(1, labels[valid].unsqueeze(1)).squeeze(1) - real.logsumexp(dim=1)
+    return torch.zeros(labels.shape, dtype=torch.float32, device=logits.device).masked_scatter(valid, chosen)
+
+
+def mean_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log p averaged over the vocabulary at each target position [R, T], 0 at padding: what label smoothing adds."""
+    valid = labels != IGNORED
+    real = logits[valid].float()
+    means = real.mean(dim=1) - real.logsumexp(dim=1)
+    return torch.zeros(labels.shape, dtype=torch.float32, device=logits.device).masked_scatter(valid, means)
+
+
+def sequence_log_likelihood(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
+    """RAG-Sequence's log p(y|x) = log Σ_z p(z|x) Π_i p(y_i|x,z,y_<i).
+
+    Args:
+        token_log_probs: [B, N, T], 0 at padding.
+        doc_log_probs: [B, N].
+
+    Returns:
+        [B]
+    """
+    return (doc_log_probs + token_log_probs.sum(dim=2)).logsumexp(dim=1)
+
+
+def token_log_likelihood(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
+    """RAG-Token's log p(y|x) = Σ_i log Σ_z p(z|x) p(y_i|x,z,y_<i).
+
+    Args:
+        token_log_probs: [B, N, T], 0 at padding (where the sum over z is then 1 and its logarithm 0).
+        doc_log_probs: [B, N].
+
+    Returns:
+        [B]
+    """
+    return (doc_log_probs.unsqueeze(2) + token_log_probs).logsumexp(dim=1).sum(dim=1)
+
+
+def sequence_posterior(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
+    """RAG-Sequence's p(z|x,y) [B, N] by Bayes' rule from [B, N, T] and [B, N]."""
+    return (doc_log_probs + token_log_probs.sum(dim=2)).softmax(dim=1)
+
+
+def token_posterior(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
+    """RAG-Token's p(z|x,y_i) for each token [B, N, T] by Bayes' rule; the prior at padding."""
+    return (doc_log_probs.unsqueeze(2) + token_log_probs).softmax(dim=1)
+
+
+def marginal_logits(logits: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
+    """RAG-Token's log p(y_i|x,y_<i) over the whole vocabulary [B, T, V] from [B, N, T, V] and [B, N]."""
+    return (logits.float().log_softmax(dim=-1) + doc_log_probs[:, :, None, None]).logsumexp(dim=1)
+
+
+def entropy(log_probs: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats [B] of distributions over N given as log-probabilities [B, N]."""
+    return torch.special.entr(log_probs.exp()).sum(dim=1)

@@ -1,0 +1,83 @@
+"""transformers' generate over a distribution that is marginalised over N contexts.
+
+Shapes: G groups (questions), K beams, N contexts per group, S context tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
+
+from ragstone.model.marginal import marginal_logits
+
+
+class MarginalSearch(PreTrainedModel, GenerationMixin):
+    """Shows transformers' search one language model per group, whose next token is the marginal over N contexts.
+
+    To the search it looks like a decoder-only model whose prompt is the decoder's start token, so that greedy search,
+    beam search, sampling and every logits processor of transformers work as they are. Inside, each of the G·K rows is
+    N rows of the sequence-to-sequence model. Made for one call of generate.
+    """
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, model: Any, states: torch.Tensor, attention_mask: torch.Tensor, doc_log_probs: torch.Tensor):
+        """`states` [G·N, S, D] and `attention_mask` [G·N, S] are the contexts, `doc_log_probs` [G, N] their weights."""
+        super().__init__(PreTrainedConfig(is_encoder_decoder=False, vocab_size=model.config.vocab_size))
+        self.generation_config = copy.deepcopy(model.generation_config)
+        self._states = states
+        self._attention_mask = attention_mask
+        self._doc_log_probs = doc_log_probs
+        # Not a submodule: this object owns no weights.
+        object.__setattr__(self, "_model", model)
+
+    @property
+    def device(self) -> torch.device:
+        return self._states.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._states.dtype
+
+    def new_cache(self) -> EncoderDecoderCache:
+        """An empty cache for one call of generate."""
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any
+    ) -> dict[str, Any]:
+        return {"input_ids": input_ids[:, -1:], "past_key_values": past_key_values}
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any, **_: Any) -> CausalLMOutputWithPast:
+        """Marginal scores [G·K, 1, V] of the token behind `input_ids` [G·K, 1]."""
+        groups, n = self._doc_log_probs.shape
+        beams = len(input_ids) // groups
+        output = self._model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._per_beam(self._states, beams)),
+            attention_mask=self._per_beam(self._attention_mask, beams),
+            decoder_input_ids=input_ids.repeat_interleave(n, dim=0),
+            past_key_values=past_key_values,
+            use_cache=True,
+        )
+        logits = output.logits[:, -1:]
+        if n > 1:
+            weights = self._doc_log_probs.repeat_interleave(beams, dim=0)
+            logits = marginal_logits(logits.view(len(input_ids), n, 1, -1), weights)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+    def _per_beam(self, tensor: torch.Tensor, beams: int) -> torch.Tensor:
+        """Rows [G·N, ...] repeated for each beam, [G·K·N, ...]."""
+        groups, n = self._doc_log_probs.shape
+        return tensor.view(groups, n, *tensor.shape[1:]).repeat_interleave(beams, dim=0).flatten(0, 1)
+
+    def _reorder_cache(self, cache: EncoderDecoderCache, beams: torch.Tensor) -> EncoderDecoderCache:
+        """Follow the beams that survived. Cross-attention stays: all beams of a group attend to the same contexts."""
+        n = self._doc_log_probs.shape[1]
+        rows = beams[:, None] * n + torch.arange(n, device=beams.device)
+        cache.self_attention_cache.reorder_cache(rows.flatten())
+        return cache

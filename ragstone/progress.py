@@ -1,0 +1,76 @@
+"""Progress bars with rate and time left on a terminal, silence anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class RateColumn(ProgressColumn):
+    """Units done per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+class ProgressBar:
+    """A bar that is moved by hand. Get one from `progress_bar`."""
+
+    def __init__(self, progress: Progress | None, description: str, total: float | None) -> None:
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task(description, total=total, note="")
+
+    def advance(self, amount: float = 1) -> None:
+        """Move the bar on by `amount` units."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def note(self, text: str) -> None:
+        """Show `text` (a loss, a score) behind the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, note=text)
+
+    def print(self, text: str) -> None:
+        """Print a line that stays, above the bar; without a terminal, on standard error as it is."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None = None) -> Iterator[ProgressBar]:
+    """A progress bar on standard error for the length of a with-block; nothing when that is not a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield ProgressBar(None, description, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield ProgressBar(progress, description, total)
+
+
+def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
+    """Yield `items`, moving a progress bar by one for each."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress_bar(description, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()

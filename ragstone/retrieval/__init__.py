@@ -1,0 +1,1 @@
+"""Question vectors to passages. Every backend is a Retriever."""
