@@ -1,0 +1,1 @@
+"""Files to examples. Every error names file and line."""

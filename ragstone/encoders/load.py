@@ -41,7 +41,7 @@ def load_encoder(
 
     folder = Path(name_or_path)
     config = pretrained(AutoConfig, name_or_path, "config.json", cache_dir=cache_dir)
-    settings = _recorded_settings(folder, config, side)
+    settings = recorded_settings(folder, config, side)
     settings = dataclasses.replace(
         settings,
         pooling=settings.pooling if pooling is None else pooling,
@@ -109,7 +109,7 @@ def _model_class(config: Any) -> Any:
     return DPRContextEncoder if "DPRContextEncoder" in architectures else DPRQuestionEncoder
 
 
-def _recorded_settings(folder: Path, config: Any, side: Side) -> EncoderSettings:
+def recorded_settings(folder: Path, config: Any, side: Side) -> EncoderSettings:
     """What the model itself says of its pooling, normalisation, prompt and length."""
     if config.model_type == "dpr":
         return EncoderSettings(pooling="pooler", max_length=512)

@@ -32,9 +32,10 @@ class KnowledgeSource:
             raise InputError(f"There is no knowledge source {passages_path}; make one with ragstone build-knowledge.")
         self.folder = passages_path.parent
         self.store = PassageStore(passages_path)
-        self.index = VectorIndex.open(index_path or self.folder / INDEX_NAME)
+        self.index_path = index_path or self.folder / INDEX_NAME
+        self.index = VectorIndex.open(self.index_path)
         self.manifest = Manifest.load(self.folder) if passages_path.name == PASSAGES_NAME else None
-        self._check(index_path or self.folder / INDEX_NAME)
+        self._check()
 
     def __len__(self) -> int:
         """How many passages it holds."""
@@ -75,14 +76,14 @@ class KnowledgeSource:
             f"(fingerprint {passage_encoder_fingerprint}); build the source with that one."
         )
 
-    def _check(self, index_path: Path) -> None:
+    def _check(self) -> None:
         if len(self.index) != len(self.store):
             raise InputError(
-                f"The index {index_path} holds {len(self.index)} vectors, but {self.store.folder} has "
+                f"The index {self.index_path} holds {len(self.index)} vectors, but {self.store.folder} has "
                 f"{len(self.store)} passages; give an index that was built from these passages."
             )
         if self.index.dimension != self.dimension:
             raise InputError(
-                f"The index {index_path} has {self.index.dimension} dimensions, but the vectors in {self.store.folder} "
+                f"The index {self.index_path} has {self.index.dimension} dimensions, but the vectors in {self.store.folder} "
                 f"have {self.dimension}; give an index that was built from these passages."
             )

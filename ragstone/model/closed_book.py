@@ -43,7 +43,7 @@ class ClosedBook(nn.Module):
         self.generator = generator
         self.model_type = model_type
         self.reader = Reader(generator, "sequence")
-        self._context = context
+        self.context = context
         self._label_smoothing = label_smoothing
         self._max_target_length = max_target_length
         self._save = save
@@ -83,7 +83,7 @@ class ClosedBook(nn.Module):
 
     def fingerprint(self) -> str:
         """See model.Model.fingerprint."""
-        return fingerprint(self.generator_model, self.model_type, self._context)
+        return fingerprint(self.generator_model, self.model_type, self.context)
 
     def source_fingerprint(self) -> None:
         """See model.Model.source_fingerprint."""
@@ -92,6 +92,6 @@ class ClosedBook(nn.Module):
         """See model.Model.close."""
 
     def _encode(self, questions: Sequence[str]) -> tuple[EncodedContexts, torch.Tensor]:
-        texts = self._context.texts([[NO_PASSAGE]] * len(questions), questions)
-        contexts = self.generator.encode(texts, self._context.max_length)
+        texts = self.context.texts([[NO_PASSAGE]] * len(questions), questions)
+        contexts = self.generator.encode(texts, self.context.max_length)
         return contexts, torch.zeros(len(questions), 1, device=contexts.states.device)

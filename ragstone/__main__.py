@@ -1,0 +1,100 @@
+"""The command line: a table from command to function. `python -m ragstone` is the same as `ragstone`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ragstone import __version__
+from ragstone.errors import InputError
+
+
+class Command(NamedTuple):
+    """Where a subcommand is implemented and what it is for."""
+
+    module: str
+    settings: str
+    summary: str
+
+
+COMMANDS = {
+    "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
+    "consolidate": Command("consolidate", "ConsolidateSettings", "join a question encoder and a generator"),
+    "finetune": Command("finetune", "FinetuneSettings", "train both on questions and answers"),
+    "eval": Command("evaluate", "EvaluateSettings", "measure answers (EM, F1) or retrieval (precision@k)"),
+    "ask": Command("ask", "AskSettings", "ask questions, see answers and passages"),
+    "verify": Command("verify", "VerifySettings", "check the files of a knowledge source"),
+    "parse-dpr": Command("parse_dpr", "ParseDprSettings", "evaluation set and gold titles from DPR's data"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return the exit code: 0, or 2 for unusable input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"ragstone {__version__}")
+        return 0
+    command = COMMANDS.get(words[0].replace("_", "-"))
+    if command is None:
+        return _fail("ragstone", f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
+    program = f"ragstone {words[0]}"
+    try:
+        return _run(command, program, words[1:])
+    except InputError as error:
+        return _fail(program, str(error))
+
+
+def _run(command: Command, program: str, arguments: list[str]) -> int:
+    from ragstone.settings import parse_settings
+
+    module = importlib.import_module(f"ragstone.commands.{command.module}")
+    function = getattr(module, command.module)
+    try:
+        settings = parse_settings(getattr(module, command.settings), arguments, program, function.__doc__ or "")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    _quiet_libraries()
+    module.show(function(settings))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Libraries say what they do on every load; a command says what it does itself."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ragstone COMMAND [flags]",
+            "",
+            "Retrieval-augmented generation, trained, evaluated and asked end to end.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "ragstone COMMAND --help lists a command's flags; --config FILE.yaml gives defaults for them.",
+        ]
+    )
+
+
+def _fail(program: str, message: str) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

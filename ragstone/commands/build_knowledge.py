@@ -1,0 +1,127 @@
+"""ragstone build-knowledge: documents to a knowledge source (the reference's use_own_knowledge_dataset.py)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ragstone.errors import InputError
+from ragstone.settings import save_settings
+
+if TYPE_CHECKING:
+    from ragstone.knowledge.manifest import Manifest
+    from ragstone.model.answers import Answer
+
+
+@dataclass(frozen=True)
+class BuildKnowledgeSettings:
+    csv_path: list[str]
+    """Documents: tab-separated title and text, .csv with a header, .jsonl, .parquet, folders of .txt and .md; paths
+    and globs, one or several."""
+    output_dir: Path
+    """Folder for the knowledge source; new or empty."""
+    dpr_ctx_encoder_model_name: str = "facebook/dpr-ctx_encoder-multiset-base"
+    """Passage encoder: a folder or a hub name; DPR, sentence-transformers or any AutoModel."""
+    index: str = "hnsw"
+    """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string."""
+    max_words: int = 100
+    """Words of a passage."""
+    batch_size: int = 64
+    """Passages that are embedded at once."""
+    d: int | None = None
+    """Dimensions of the vectors; checked against the encoder where given."""
+    m: int = 128
+    """Links of a node in an hnsw index."""
+    num_proc: int | None = None
+    """CPU threads; all where not given."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the encoder; auto is bf16 where the hardware has it."""
+    pooling: Literal["cls", "mean", "last"] | None = None
+    """How an encoder that does not say so itself makes a vector of its tokens."""
+    normalize: bool | None = None
+    """Scale vectors to length one; as the encoder says where not given."""
+    question: str | None = None
+    """A question to answer at the end, with --rag_model_name."""
+    rag_model_name: str | None = None
+    """RAG checkpoint that answers --question."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_words", "batch_size", "m"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.num_proc is not None and self.num_proc < 1:
+            raise InputError(f"--num_proc is {self.num_proc}, but must be at least 1.")
+        if self.question is not None and self.rag_model_name is None:
+            raise InputError("--question needs --rag_model_name, the checkpoint that is to answer it.")
+
+
+@dataclass(frozen=True)
+class BuiltKnowledge:
+    """What was built."""
+
+    folder: Path
+    manifest: Manifest
+    seconds: float
+    answer: Answer | None
+
+
+def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
+    """Make a searchable knowledge source from documents."""
+    from ragstone.knowledge.build import BuildPlan, build_knowledge_source, refuse_used_folder
+    from ragstone.knowledge.documents import find_files
+
+    began = time.perf_counter()
+    files = find_files(settings.csv_path)
+    refuse_used_folder(settings.output_dir)
+
+    import torch
+
+    from ragstone.encoders.load import load_encoder
+    from ragstone.encoders.precision import best_device
+
+    if settings.num_proc is not None:
+        import faiss
+
+        torch.set_num_threads(settings.num_proc)
+        faiss.omp_set_num_threads(settings.num_proc)
+    encoder = load_encoder(
+        settings.dpr_ctx_encoder_model_name, "passage", pooling=settings.pooling, normalize=settings.normalize
+    )
+    if settings.d not in (None, encoder.dimension):
+        raise InputError(
+            f"--d is {settings.d}, but the encoder {encoder.name} makes vectors of {encoder.dimension} dimensions; "
+            "leave --d out."
+        )
+    plan = BuildPlan(settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision)
+    manifest = build_knowledge_source(files, encoder.to(best_device()), settings.output_dir, plan)
+    save_settings(settings, settings.output_dir / "settings.yaml")
+    seconds = time.perf_counter() - began
+    return BuiltKnowledge(settings.output_dir, manifest, seconds, _answer(settings))
+
+
+def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
+    if settings.question is None or settings.rag_model_name is None:
+        return None
+    from ragstone.model.decoding import Decoding
+    from ragstone.model.open import ModelRequest, open_model
+
+    model = open_model(ModelRequest(settings.rag_model_name, passages_path=str(settings.output_dir)))
+    return model.answer([settings.question], Decoding())[0][0]
+
+
+def show(result: BuiltKnowledge) -> None:
+    """Print what was built."""
+    manifest, statistics = result.manifest, result.manifest.statistics
+    print(f"knowledge source  {result.folder}")
+    print(f"documents         {manifest.documents:,}")
+    print(f"passages          {manifest.passages:,} of at most {manifest.max_words} words")
+    print(f"vectors           {manifest.dimension} dimensions, by {manifest.encoder}")
+    print(f"index             {manifest.index}, {manifest.metric.replace('_', ' ')}")
+    print(f"size              {statistics['bytes'] / 2**20:,.1f} MiB")
+    print(f"time              {result.seconds:,.1f} s ({statistics['seconds_embedding']:,.1f} s embedding)")
+    print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
+    print(f"search            {statistics['queries_per_second']:,.0f} queries per second")
+    if result.answer is not None:
+        print(f"answer            {result.answer.text}")

@@ -1,0 +1,121 @@
+"""A question encoder and a generator joined into one RAG checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragstone.encoders.load import load_encoder, pretrained, refuse_new_weights
+from ragstone.encoders.text_encoder import TextEncoder
+from ragstone.errors import InputError
+from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, save_checkpoint
+from ragstone.model.decoding import Decoding
+from ragstone.model.rag import RagType
+from ragstone.model.seq2seq import Seq2SeqGenerator
+
+PASSAGE_ENCODER_KEY = "ragstone_passage_encoder"
+"""Entry of a question encoder's config.json: the fingerprint of the passage encoder that it was trained with."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of the new checkpoint are."""
+
+    question_encoder: str
+    generator: str
+    question_encoder_tokenizer: str | None = None
+    generator_tokenizer: str | None = None
+    config: str | None = None
+    """A RAG config to start from; transformers' defaults where None."""
+    passage_encoder: str | None = None
+    """The passage encoder that belongs to the question encoder, where that is not known."""
+    allow_new_weights: bool = False
+
+
+def join_parts(parts: Parts) -> Checkpoint:
+    """Load both models and put a RAG config around them.
+
+    Raises:
+        InputError: a part cannot be read or lacks weights.
+    """
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, RagConfig
+
+    encoder = load_encoder(
+        parts.question_encoder,
+        "question",
+        tokenizer_name_or_path=parts.question_encoder_tokenizer,
+        allow_new_weights=parts.allow_new_weights,
+    )
+    generator, report = pretrained(
+        AutoModelForSeq2SeqLM, parts.generator, "generator weights", output_loading_info=True
+    )
+    refuse_new_weights(parts.generator, sorted(report["missing_keys"]), parts.allow_new_weights)
+    tokenizer = pretrained(AutoTokenizer, parts.generator_tokenizer or parts.generator, "generator tokenizer")
+    if len(tokenizer) > generator.config.vocab_size:
+        raise InputError(
+            f"The generator's tokenizer has {len(tokenizer)} tokens, but the generator {parts.generator} only "
+            f"{generator.config.vocab_size}; give the tokenizer that belongs to it."
+        )
+    config = RagConfig() if parts.config is None else pretrained(RagConfig, parts.config, "RAG config")
+    config.question_encoder, config.generator = encoder.model.config, generator.config
+    config.retrieval_vector_size = encoder.dimension
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "vocab_size"):
+        setattr(config, name, getattr(generator.config, name, None))
+    config.ragstone = {**own_settings(config), "passage_encoder_fingerprint": _partner(encoder, parts)}
+    return Checkpoint(config, encoder, Seq2SeqGenerator(generator.float().eval(), tokenizer))
+
+
+def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> str:
+    """Join the parts, write them to `folder`, load that back and let it write a few tokens.
+
+    The folder appears whole, after the check.
+
+    Returns:
+        What the checkpoint wrote when asked a question without passages.
+
+    Raises:
+        InputError: see join_parts; or the folder holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"The folder {folder} is not empty; give --dest a new or an empty one.")
+    checkpoint = join_parts(parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_checkpoint(checkpoint, workshop, model_type)
+        text = _try_out(load_checkpoint(str(workshop)))
+        workshop.chmod(0o755)
+        workshop.replace(folder)
+    except BaseException:
+        shutil.rmtree(workshop, ignore_errors=True)
+        raise
+    return text
+
+
+def _partner(encoder: TextEncoder, parts: Parts) -> str | None:
+    """Fingerprint of the passage encoder that belongs to the question encoder, None where nobody knows.
+
+    Known are: a passage encoder that the user names, one that the question encoder was trained with, and the model
+    itself where it is a sentence-transformers folder, which encodes both sides.
+    """
+    if parts.passage_encoder is not None:
+        return load_encoder(parts.passage_encoder, "passage").fingerprint()
+    recorded = getattr(encoder.model.config, PASSAGE_ENCODER_KEY, None)
+    if recorded is None and (Path(parts.question_encoder) / "modules.json").is_file():
+        return load_encoder(parts.question_encoder, "passage").fingerprint()
+    return recorded
+
+
+def _try_out(checkpoint: Checkpoint) -> str:
+    import torch
+
+    generator: Any = checkpoint.generator
+    generator.model.eval()
+    contexts = generator.encode([("", "What is this?")], checkpoint.context.max_length)
+    decoding = Decoding(num_beams=1, max_length=8)
+    with torch.no_grad():
+        found = generator.search(contexts, torch.zeros(1, 1), decoding)
+    return str(generator.text(found[0][0]))

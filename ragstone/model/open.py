@@ -1,0 +1,185 @@
+"""Opening a model by name: a RAG checkpoint with its knowledge source, or a generator alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ragstone.encoders.load import pretrained, refuse_new_weights
+from ragstone.encoders.precision import best_device
+from ragstone.errors import InputError
+from ragstone.knowledge.source import KnowledgeSource
+from ragstone.model.checkpoint import Checkpoint, change_config, load_checkpoint, save_checkpoint
+from ragstone.model.closed_book import ClosedBook
+from ragstone.model.contexts import ContextFormat
+from ragstone.model.model import Model
+from ragstone.model.rag import RagModel, RagOptions, RagType
+from ragstone.model.seq2seq import Seq2SeqGenerator
+from ragstone.retrieval.local import LocalRetriever
+
+RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRequest:
+    """Which model to open and what to change about it. None leaves what the checkpoint says."""
+
+    name_or_path: str
+    model_type: str | None = None
+    index_name: str | None = None
+    index_path: str | None = None
+    passages_path: str | None = None
+    n_docs: int | None = None
+    prefix: str | None = None
+    max_combined_length: int | None = None
+    max_source_length: int | None = None
+    """Tokens of a question (RAG) or of the whole input (closed-book)."""
+    max_target_length: int = 25
+    label_smoothing: float = 0.0
+    freeze_question_encoder: bool = False
+    generator_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Entries of the generator's config to set before it is used (dropout, encoder_layerdrop, ...)."""
+    gradient_checkpointing: bool = False
+    config_name: str | None = None
+    tokenizer_name: str | None = None
+    """Closed-book: where the tokenizer is, if not with the model."""
+    cache_dir: str | None = None
+    device: torch.device | None = None
+
+
+def open_model(request: ModelRequest) -> Model:
+    """Open the model that `request` describes, in evaluation mode, on its device.
+
+    Raises:
+        InputError: the model or its knowledge source cannot be used, or they do not belong together.
+    """
+    from transformers import AutoConfig
+
+    name = request.config_name or request.name_or_path
+    config = pretrained(AutoConfig, name, "config.json", cache_dir=request.cache_dir)
+    if config.model_type == "rag":
+        return _open_rag(request)
+    if request.model_type in RAG_TYPES:
+        raise InputError(
+            f"{request.name_or_path} is a {config.model_type} model, not a {request.model_type} checkpoint; join a "
+            "question encoder and a generator with ragstone consolidate."
+        )
+    return _open_closed_book(request, config.model_type)
+
+
+def open_source(passages_path: str | None, index_path: str | None, index_name: str | None) -> KnowledgeSource:
+    """Open the knowledge source that flags or a checkpoint's config name.
+
+    Raises:
+        InputError: none is named, or it is not one.
+    """
+    if passages_path is None:
+        asked = f"the index {index_name!r}" if index_name not in (None, "custom") else "no knowledge source"
+        raise InputError(f"The model names {asked}; give --passages_path the folder of a knowledge source.")
+    return KnowledgeSource(Path(passages_path), None if index_path is None else Path(index_path))
+
+
+def _open_rag(request: ModelRequest) -> RagModel:
+    checkpoint = load_checkpoint(
+        request.name_or_path,
+        cache_dir=request.cache_dir,
+        config_name=request.config_name,
+        generator_changes=request.generator_changes,
+    )
+    if request.model_type is not None and request.model_type not in RAG_TYPES:
+        raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
+    config, encoder = checkpoint.config, checkpoint.question_encoder
+    given = request.passages_path is not None
+    source = open_source(
+        request.passages_path if given else config.passages_path,
+        request.index_path if given else request.index_path or config.index_path,
+        request.index_name or config.index_name,
+    )
+    expected = checkpoint.passage_encoder_fingerprint
+    source.refuse_other_encoder(encoder.dimension, expected, request.name_or_path)
+    if request.max_source_length is not None:
+        length = min(request.max_source_length, encoder.settings.max_length)
+        encoder.settings = dataclasses.replace(encoder.settings, max_length=length)
+    if request.gradient_checkpointing:
+        _checkpoint_gradients(checkpoint.generator.model)
+    model_type: RagType = checkpoint.model_type
+    if request.model_type is not None:
+        model_type = "rag_token" if request.model_type == "rag_token" else "rag_sequence"
+    options = RagOptions(
+        model_type=model_type,
+        n_docs=request.n_docs or config.n_docs,
+        context=_context(checkpoint.context, request),
+        label_smoothing=request.label_smoothing,
+        max_target_length=request.max_target_length,
+        freeze_question_encoder=request.freeze_question_encoder,
+    )
+    model = RagModel(
+        encoder,
+        checkpoint.generator,
+        LocalRetriever(source),
+        options,
+        save=lambda rag, folder: _save_rag(checkpoint, rag, source, folder),
+        source_fingerprint=source.fingerprint(),
+    )
+    return model.to(request.device or best_device()).eval()
+
+
+def _save_rag(checkpoint: Checkpoint, model: RagModel, source: KnowledgeSource, folder: Path) -> None:
+    """Save with the settings in force, so that the checkpoint opens again without flags."""
+    config, options = checkpoint.config, model.options
+    config.n_docs = options.n_docs
+    config.max_combined_length = options.context.max_length
+    checkpoint.generator.model.config.prefix = options.context.prefix or None
+    config.index_name = "custom"
+    config.passages_path = str(source.store.folder.resolve())
+    config.index_path = str(source.index_path.resolve())
+    save_checkpoint(checkpoint, folder, options.model_type)
+
+
+def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    name, cache_dir = request.name_or_path, request.cache_dir
+    if request.model_type is not None and request.model_type != model_type:
+        raise InputError(f"{name} is a {model_type} model, not {request.model_type}; leave --model_type out or set it.")
+    config = pretrained(AutoConfig, request.config_name or name, "config.json", cache_dir=cache_dir)
+    change_config(config, request.generator_changes)
+    model, report = pretrained(
+        AutoModelForSeq2SeqLM, name, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
+    )
+    refuse_new_weights(name, sorted(report["missing_keys"]), allowed=False)
+    tokenizer = pretrained(AutoTokenizer, request.tokenizer_name or name, "tokenizer", cache_dir=cache_dir)
+    if request.gradient_checkpointing:
+        _checkpoint_gradients(model)
+
+    def save(closed_book: ClosedBook, folder: Path) -> None:
+        model.config.prefix = closed_book.context.prefix or None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    length = request.max_source_length or 128
+    closed_book = ClosedBook(
+        Seq2SeqGenerator(model, tokenizer),
+        model_type,
+        context=_context(ContextFormat(prefix=getattr(config, "prefix", None) or "", max_length=length), request),
+        label_smoothing=request.label_smoothing,
+        max_target_length=request.max_target_length,
+        save=save,
+    )
+    return closed_book.to(request.device or best_device()).eval()
+
+
+def _context(recorded: ContextFormat, request: ModelRequest) -> ContextFormat:
+    return dataclasses.replace(
+        recorded,
+        prefix=recorded.prefix if request.prefix is None else request.prefix,
+        max_length=request.max_combined_length or recorded.max_length,
+    )
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Trade a second forward pass for the memory of activations. Not re-entrant: the contexts carry no gradient."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
