@@ -23,11 +23,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
     "consolidate": Command("consolidate", "ConsolidateSettings", "join a question encoder and a generator"),
-    "finetune": Command("finetune", "FinetuneSettings", "train both on questions and answers"),
-    "eval": Command("evaluate", "EvaluateSettings", "measure answers (EM, F1) or retrieval (precision@k)"),
     "ask": Command("ask", "AskSettings", "ask questions, see answers and passages"),
-    "verify": Command("verify", "VerifySettings", "check the files of a knowledge source"),
-    "parse-dpr": Command("parse_dpr", "ParseDprSettings", "evaluation set and gold titles from DPR's data"),
 }
 
 

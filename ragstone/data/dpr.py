@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -106,13 +107,18 @@ def read_examples(paths: Iterable[Path], num_hard_negatives: int) -> Iterator[Re
             yield RetrieverExample(" ".join(entry.question.split()), entry.positives[0], keys, negatives)
 
 
-def _open(path: Path) -> IO[bytes]:
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
     try:
         file = path.open("rb")
-        zipped = file.peek(2)[:2] == GZIP_MAGIC
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    return gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[return-value]
+    with file:
+        if file.peek(2)[:2] == GZIP_MAGIC:
+            with gzip.open(file) as unzipped:
+                yield unzipped
+        else:
+            yield file
 
 
 def _entry(value: Any, number: int, path: Path) -> DprEntry:

@@ -42,7 +42,8 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
 
 def training_size(factory: str, count: int) -> int:
     """How many vectors to train on: all of a small corpus, a sample of a large one."""
-    return 0 if factory == "Flat" or factory.startswith("HNSW") and factory.endswith(",Flat") else min(count, 1_000_000)
+    untrained = factory == "Flat" or (factory.startswith("HNSW") and factory.endswith(",Flat"))
+    return 0 if untrained else min(count, 1_000_000)
 
 
 def _code_bytes(dimension: int) -> int:

@@ -17,7 +17,7 @@ from ragstone.encoders.text_encoder import TextEncoder, check_finite
 from ragstone.errors import InputError
 from ragstone.index.exact import exact_search, recall
 from ragstone.index.factory import factory_string
-from ragstone.index.vector_index import VectorIndex, build_index
+from ragstone.index.vector_index import build_index
 from ragstone.knowledge.documents import read_documents
 from ragstone.knowledge.manifest import Manifest, checksum
 from ragstone.knowledge.passages import split_document

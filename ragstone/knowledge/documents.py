@@ -40,7 +40,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         elif path.is_file():
             found = [path]
         else:
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not found:
                 raise InputError(f"There is no file {pattern}; give --csv_path files, folders or globs that exist.")
         files += found

@@ -66,7 +66,7 @@ class KnowledgeSource:
         if dimension != self.dimension:
             raise InputError(
                 f"{model_name} makes question vectors of {dimension} dimensions, but the knowledge source "
-                f"{self.folder} has {self.dimension}; build the source with the passage encoder that belongs to the model."
+                f"{self.folder} has {self.dimension}; build the source with the passage encoder of the model."
             )
         if self.manifest is None or passage_encoder_fingerprint in (None, self.manifest.encoder_fingerprint):
             return
@@ -84,6 +84,6 @@ class KnowledgeSource:
             )
         if self.index.dimension != self.dimension:
             raise InputError(
-                f"The index {self.index_path} has {self.index.dimension} dimensions, but the vectors in {self.store.folder} "
-                f"have {self.dimension}; give an index that was built from these passages."
+                f"The index {self.index_path} has {self.index.dimension} dimensions, but the vectors in "
+                f"{self.store.folder} have {self.dimension}; give an index that was built from these passages."
             )

@@ -40,11 +40,9 @@ class PassageWriter:
     def __enter__(self) -> PassageWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self._end_shard()
-        if kind is None:
+        if error_type is None:
             self._finish()
 
     def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:

@@ -28,13 +28,15 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
 
     def __init__(self, model: Any, states: torch.Tensor, attention_mask: torch.Tensor, doc_log_probs: torch.Tensor):
         """`states` [G·N, S, D] and `attention_mask` [G·N, S] are the contexts, `doc_log_probs` [G, N] their weights."""
-        super().__init__(PreTrainedConfig(is_encoder_decoder=False, vocab_size=model.config.vocab_size))
+        config = PreTrainedConfig(is_encoder_decoder=False)
+        config.vocab_size = model.config.vocab_size
+        super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
         self._states = states
         self._attention_mask = attention_mask
         self._doc_log_probs = doc_log_probs
         # Not a submodule: this object owns no weights.
-        object.__setattr__(self, "_model", model)
+        self.__dict__["_model"] = model
 
     @property
     def device(self) -> torch.device:
@@ -48,16 +50,19 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
         """An empty cache for one call of generate."""
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any
-    ) -> dict[str, Any]:
-        return {"input_ids": input_ids[:, -1:], "past_key_values": past_key_values}
+    def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **kwargs: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids[:, -1:], "past_key_values": kwargs["past_key_values"]}
 
-    def forward(self, input_ids: torch.Tensor, past_key_values: Any, **_: Any) -> CausalLMOutputWithPast:
-        """Marginal scores [G·K, 1, V] of the token behind `input_ids` [G·K, 1]."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Any = None, **_: Any
+    ) -> CausalLMOutputWithPast:
+        """Marginal scores [G·K, 1, V] of the token behind `input_ids` [G·K, 1].
+
+        `attention_mask` is there for generate, which asks for it; rows have no padding.
+        """
         groups, n = self._doc_log_probs.shape
         beams = len(input_ids) // groups
-        output = self._model(
+        output = self.__dict__["_model"](
             encoder_outputs=BaseModelOutput(last_hidden_state=self._per_beam(self._states, beams)),
             attention_mask=self._per_beam(self._attention_mask, beams),
             decoder_input_ids=input_ids.repeat_interleave(n, dim=0),
@@ -75,7 +80,7 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
         groups, n = self._doc_log_probs.shape
         return tensor.view(groups, n, *tensor.shape[1:]).repeat_interleave(beams, dim=0).flatten(0, 1)
 
-    def _reorder_cache(self, cache: EncoderDecoderCache, beams: torch.Tensor) -> EncoderDecoderCache:
+    def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> EncoderDecoderCache:
         """Follow the beams that survived. Cross-attention stays: all beams of a group attend to the same contexts."""
         n = self._doc_log_probs.shape[1]
         rows = beams[:, None] * n + torch.arange(n, device=beams.device)

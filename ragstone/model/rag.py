@@ -200,10 +200,10 @@ class RagModel(nn.Module):
                 raise InputError(f"Question {row} has {len(found)} passages but {len(values)} scores.")
         n = max(1, *map(len, passages))
         padded = [[*found, *[NO_PASSAGE] * (n - len(found))] for found in passages]
-        values = torch.tensor([[*row, *[0.0] * (n - len(row))] for row in scores], device=self.question_encoder.device)
-        mask = torch.tensor([[i < len(found) for i in range(n)] for found in passages], device=values.device)
+        weights = torch.tensor([[*row, *[0.0] * (n - len(row))] for row in scores], device=self.question_encoder.device)
+        mask = torch.tensor([[i < len(found) for i in range(n)] for found in passages], device=weights.device)
         ids = torch.tensor([[passage.id for passage in row] for row in padded]).numpy()
-        return Evidence(ids, padded, values, document_log_probs(values, mask))
+        return Evidence(ids, padded, weights, document_log_probs(weights, mask))
 
     def _as_answer(self, hypothesis: Hypothesis, evidence: Evidence, row: int) -> Answer:
         return Answer(

@@ -56,7 +56,7 @@ class Seq2SeqGenerator:
         self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
     ) -> list[list[list[int]]]:
         """See Generator.search."""
-        search = MarginalSearch(self.model, contexts.states, contexts.attention_mask, doc_log_probs)
+        search: Any = MarginalSearch(self.model, contexts.states, contexts.attention_mask, doc_log_probs)
         start = self._start_token()
         sequences = search.generate(
             torch.full((len(doc_log_probs), 1), start, device=doc_log_probs.device),

@@ -1,0 +1,161 @@
+"""Tiny real models that every test may use: a DPR question encoder, a passage encoder and a BART, one vocabulary."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+WORDS = (
+    "who founded the town of river hill was by in what is a red blue green stone bridge old king anna otto mara".split()  # noqa: SIM905
+)
+
+logging.disable_progress_bar()
+
+
+def word_tokenizer(bos: str, eos: str, pad: str, unk: str, lower: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words that puts `bos` before and `eos` behind."""
+    specials = [bos, pad, eos, unk]
+    vocabulary = {word: number for number, word in enumerate([*specials, "/", "//", "?", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unk))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if lower:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        pair=f"{bos} $A {eos} $B:1 {eos}:1",
+        special_tokens=[(bos, vocabulary[bos]), (eos, vocabulary[eos])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=bos,
+        sep_token=eos,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def question_tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer("[CLS]", "[SEP]", "[PAD]", "[UNK]", lower=True)
+
+
+@pytest.fixture(scope="session")
+def generator_tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer("<s>", "</s>", "<pad>", "<unk>", lower=False)
+
+
+@pytest.fixture(scope="session")
+def models_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    question_tokenizer: PreTrainedTokenizerFast,
+    generator_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """Folders question_encoder, passage_encoder and generator with random weights that are far from uniform."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    dpr = DPRConfig(
+        vocab_size=len(question_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        pad_token_id=1,
+        initializer_range=0.3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    for name, model_class in (("question_encoder", DPRQuestionEncoder), ("passage_encoder", DPRContextEncoder)):
+        model_class(dpr).save_pretrained(folder / name)
+        question_tokenizer.save_pretrained(folder / name)
+    bart = BartConfig(
+        vocab_size=len(generator_tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+        init_std=0.5,
+        dropout=0.0,
+    )
+    BartForConditionalGeneration(bart).save_pretrained(folder / "generator")
+    generator_tokenizer.save_pretrained(folder / "generator")
+    return folder
+
+
+DOCUMENTS = [
+    ("river", "the river of the old town is blue"),
+    ("hill", "the hill by the river was red"),
+    ("bridge", "anna founded the stone bridge"),
+    ("town", "otto founded the old town in the hill"),
+    ("king", "mara was the king of the green hill"),
+    ("stone", "a stone is what the king founded"),
+]
+
+
+@pytest.fixture(scope="session")
+def documents_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("documents") / "documents.tsv"
+    path.write_text("".join(f"{title}\t{text}\n" for title, text in DOCUMENTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, documents_file: Path) -> Path:
+    """A knowledge source of six passages with a flat index."""
+    from ragstone.commands.build_knowledge import BuildKnowledgeSettings, build_knowledge
+
+    folder = tmp_path_factory.mktemp("source") / "knowledge"
+    build_knowledge(
+        BuildKnowledgeSettings(
+            csv_path=[str(documents_file)],
+            output_dir=folder,
+            dpr_ctx_encoder_model_name=str(models_folder / "passage_encoder"),
+            index="flat",
+            precision="fp32",
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
+    """The two models joined by consolidate, as rag_sequence."""
+    from ragstone.commands.consolidate import ConsolidateSettings, consolidate
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "rag"
+    consolidate(
+        ConsolidateSettings(
+            model_type="rag_sequence",
+            dest=folder,
+            generator_name_or_path=str(models_folder / "generator"),
+            question_encoder_name_or_path=str(models_folder / "question_encoder"),
+        )
+    )
+    return folder
