@@ -11,6 +11,7 @@ from transformers import RagRetriever, RagSequenceForGeneration, RagTokenForGene
 
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.types import Passage
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was the king of the hill ?"]
 ANSWERS = ["otto", "the old river", "mara was king"]
@@ -57,29 +58,37 @@ def test_loss_and_gradients(pair: tuple[Any, Any]) -> None:
         (ours.question_encoder.model, theirs.rag.question_encoder),
         (ours.generator.model, theirs.rag.generator),
     ):
-        gradients = dict(other.named_parameters())
+        gradients = {name: parameter.grad for name, parameter in other.named_parameters() if parameter.grad is not None}
+        # Some gradients are zero but for rounding (biases of keys): they are held to the largest of the model.
+        largest = max(gradient.abs().max().item() for gradient in gradients.values())
         for name, parameter in mine.named_parameters():
-            if gradients[name].grad is not None:
-                scale = gradients[name].grad.abs().max().item()
-                torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-5 * scale + 1e-9)
+            if name in gradients:
+                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * largest)
                 compared += 1
     assert compared > 30
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_answers(pair: tuple[Any, Any], num_beams: int) -> None:
+    """Contexts of equal length: RagSequenceForGeneration.generate reads padding as if it were text."""
     ours, theirs = pair
-    inputs = ours.question_encoder.tokenize(QUESTIONS)
+    texts = ["the river is old", "otto founded the bridge", "the king was red"]
+    passages = [[Passage(i, "town", text) for i, text in enumerate(texts)]] * 2
+    scores = [[0.5, 1.5, 1.0], [2.0, 0.0, 1.0]]
+    questions = ["who founded the town ?", "what is by river ?"]
+    contexts = [f"town / {text} // {question}" for question in questions for text in texts]
+    inputs = ours.generator.tokenizer(contexts, return_tensors="pt")
     expected = theirs.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
+        context_input_ids=inputs["input_ids"],
+        context_attention_mask=inputs["attention_mask"],
+        doc_scores=torch.tensor(scores),
         num_beams=num_beams,
         min_length=1,
         max_length=10,
         n_docs=3,
         bad_words_ids=[[0, 0]],
     )
-    found = ours.answer(QUESTIONS, Decoding(num_beams=num_beams, max_length=10))
+    found = ours.answer(questions, Decoding(num_beams=num_beams, max_length=10), passages=passages, scores=scores)
     for row, answers in zip(expected.tolist(), found, strict=True):
         wanted = row[1:]
         while wanted and wanted[-1] == 1:
