@@ -1,0 +1,241 @@
+"""Fine-tuning: one visible loop over batches of questions and answers, on torch and accelerate.
+
+The loss is the mean over the questions of the global batch of -log p(y|x), label smoothing included.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ragstone.errors import InputError
+from ragstone.model.decoding import Decoding
+from ragstone.model.model import Model, answer_questions
+from ragstone.progress import ProgressBar, progress_bar
+from ragstone.training.checkpoints import CheckpointKeeper
+from ragstone.training.monitor import Measures, Monitor
+from ragstone.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from ragstone.training.order import epoch_batches
+from ragstone.types import Example
+
+Score = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
+"""Predictions and answers to scores; "em" is what checkpoints are ranked by."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and in what portions."""
+
+    epochs: int = 3
+    train_batch_size: int = 32
+    eval_batch_size: int = 32
+    accumulation: int = 1
+    """Batches whose gradients are added up for one step."""
+    max_grad_norm: float = 0.1
+    validation_interval: float = 1.0
+    """Up to 1: part of an epoch between validations; above: batches."""
+    patience: int = -1
+    """Validations without a better score after which training stops; negative: never."""
+    seed: int = 42
+    max_steps: int = -1
+    """Optimiser steps after which training stops; negative: as the epochs say."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of a validation."""
+
+    step: int
+    scores: dict[str, float]
+    measures: Measures | None
+    seconds: float
+
+
+class Trainer:
+    """The state of a run and the loop over it. Knows nothing about files but the checkpoint keeper."""
+
+    def __init__(
+        self,
+        model: Model,
+        accelerator: Any,
+        keeper: CheckpointKeeper,
+        loop: LoopSettings,
+        optimization: OptimizerSettings,
+        *,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        decoding: Decoding,
+        score: Score,
+        report: Callable[[Validation], None],
+        corpus_size: int | None,
+    ) -> None:
+        """`accelerator` is accelerate's; `report` is told of every validation."""
+        self.model = model
+        self.accelerator = accelerator
+        self.keeper = keeper
+        self.loop = loop
+        self.train_examples = train
+        self.validation_examples = validation
+        self.decoding = decoding
+        self.score = score
+        self.report = report
+        self.monitor = Monitor(corpus_size)
+        self.batches_per_epoch = math.ceil(len(train) / loop.train_batch_size)
+        steps = math.ceil(self.batches_per_epoch / loop.accumulation) * loop.epochs
+        self.total_steps = steps if loop.max_steps < 0 else min(steps, loop.max_steps)
+        optimizer = make_optimizer(model, optimization)  # type: ignore[arg-type]
+        self.schedule = make_schedule(optimizer, optimization, self.total_steps)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.step = 0
+        self.epoch = 0
+        self.batch = 0
+        self.without_progress = 0
+
+    def run(self) -> None:
+        """Train until the epochs, the steps or the patience end."""
+        self.model.train()
+        with progress_bar("Training", self.total_steps) as bar:
+            bar.advance(self.step)
+            while self.step < self.total_steps and not self._out_of_patience():
+                self._run_epoch(bar)
+                self.epoch, self.batch = self.epoch + 1, 0
+
+    def state(self) -> dict[str, Any]:
+        """All that resuming needs besides the weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "position": [self.step, self.epoch, self.batch, self.without_progress],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state, with weights that were loaded with it."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.step, self.epoch, self.batch, self.without_progress = state["position"]
+
+    def _run_epoch(self, bar: ProgressBar) -> None:
+        loop = self.loop
+        batches = epoch_batches(self.train_examples, loop.train_batch_size, loop.seed, self.epoch, self.batch)
+        group: list[list[Example]] = []
+        for batch in batches:
+            group.append(batch)
+            self.batch += 1
+            if len(group) < loop.accumulation and self.batch < self.batches_per_epoch:
+                continue
+            self._train_step(group, bar)
+            group = []
+            if self._validation_is_due() or self.step == self.total_steps:
+                self._validate(bar)
+            if self.step == self.total_steps or self._out_of_patience():
+                return
+
+    def _train_step(self, group: list[list[Example]], bar: ProgressBar) -> None:
+        """One optimiser step on the batches of a group."""
+        questions = sum(map(len, group))
+        for number, batch in enumerate(group):
+            synchronise = number == len(group) - 1
+            with _maybe(not synchronise, lambda: self.accelerator.no_sync(self.wrapped)):
+                with self.accelerator.autocast():
+                    loss = self.wrapped([e.question for e in batch], [e.answer for e in batch])
+                if not torch.isfinite(loss.loss):
+                    raise InputError(
+                        f"The loss is not finite at step {self.step + 1}; lower --learning_rate, or use --bf16 instead "
+                        "of --fp16. The last checkpoint is kept."
+                    )
+                self.accelerator.backward(loss.loss / questions)
+            self.monitor.add(loss)
+        if self.loop.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.loop.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        bar.advance()
+        self._show(bar)
+
+    def _show(self, bar: ProgressBar) -> None:
+        measures, rate = self.monitor.measures(), self.schedule.get_last_lr()[0]
+        bar.note(measures.line(rate))
+        values = {
+            "loss_per_token": measures.loss_per_token,
+            "questions_per_second": measures.questions_per_second,
+            "learning_rate": rate,
+        }
+        if not math.isnan(measures.distinct_passages):
+            values |= {
+                "distinct_passages": measures.distinct_passages,
+                "prior_entropy": measures.prior_entropy,
+                "posterior_entropy": measures.posterior_entropy,
+            }
+        self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=self.step)
+        warning = self.monitor.warning()
+        if warning is not None:
+            bar.print(warning)
+
+    def _validation_is_due(self) -> bool:
+        interval = self.loop.validation_interval
+        every = max(1, round(self.batches_per_epoch * interval)) if interval <= 1 else round(interval)
+        seen = self.epoch * self.batches_per_epoch + self.batch
+        before = seen - min(self.loop.accumulation, self.batch)
+        return seen // every > before // every
+
+    def _validate(self, bar: ProgressBar) -> None:
+        began = time.perf_counter()
+        measures = self.monitor.measures()
+        scores = evaluate_examples(
+            self.model, self.validation_examples, self.decoding, self.loop.eval_batch_size, self.score, self.accelerator
+        )
+        self.model.train()
+        better = not self.keeper.kept or scores["em"] > self.keeper.best.score
+        self.without_progress = 0 if better else self.without_progress + 1
+        self.keeper.save(self.model, self.step, scores["em"], self.state())
+        result = Validation(self.step, scores, measures, time.perf_counter() - began)
+        self.accelerator.log({f"val/{name}": value for name, value in scores.items()}, step=self.step)
+        bar.print(
+            f"step {self.step}/{self.total_steps}  em {scores['em']:.2f}  f1 {scores['f1']:.2f}  "
+            f"{measures.line(self.schedule.get_last_lr()[0])}"
+        )
+        self.report(result)
+        self.monitor.pause()
+
+    def _out_of_patience(self) -> bool:
+        return 0 <= self.loop.patience < self.without_progress
+
+
+def evaluate_examples(
+    model: Model, examples: Sequence[Example], decoding: Decoding, batch_size: int, score: Score, accelerator: Any
+) -> dict[str, float]:
+    """Answer the questions of `examples` and score the answers."""
+    model.eval()
+    questions = [example.question for example in examples]
+    with accelerator.autocast():
+        answers = list(answer_questions(model, questions, decoding=decoding, batch_size=batch_size))
+    return score([answer.text for answer in answers], [example.answer for example in examples])
+
+
+def _maybe(condition: bool, context: Callable[[], Any]) -> Any:
+    from contextlib import nullcontext
+
+    return context() if condition else nullcontext()
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    new.replace(path)
