@@ -1,0 +1,1 @@
+"""Predictions to numbers: metrics, their uncertainty, and predictions that are kept with what made them."""
