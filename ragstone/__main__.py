@@ -21,9 +21,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "parse-dpr": Command("parse_dpr", "ParseDprSettings", "DPR's data to an evaluation set with gold titles"),
+    "train-retriever": Command("train_retriever", "TrainRetrieverSettings", "fit a question and a passage encoder"),
     "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
+    "verify": Command("verify", "VerifySettings", "check a knowledge source or a checkpoint"),
+    "new-generator": Command("new_generator", "NewGeneratorSettings", "make a small generator without pretraining"),
     "consolidate": Command("consolidate", "ConsolidateSettings", "join a question encoder and a generator"),
+    "finetune": Command("finetune", "FinetuneSettings", "train question encoder and generator together"),
+    "eval": Command("eval", "EvalSettings", "measure answers or retrieval"),
     "ask": Command("ask", "AskSettings", "ask questions, see answers and passages"),
+    "demo": Command("demo", "DemoSettings", "the whole job on an invented almanac, in minutes"),
 }
 
 
