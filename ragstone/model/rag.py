@@ -5,7 +5,6 @@ Shapes: B questions, N passages per question, D dimensions.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +81,15 @@ class RagModel(nn.Module):
         self.reader = Reader(generator, "sequence" if options.model_type == "rag_sequence" else "token")
         self._save = save
         self._source_fingerprint = source_fingerprint
+        if options.freeze_question_encoder:
+            question_encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> RagModel:
+        """As nn.Module.train; a frozen question encoder stays without dropout."""
+        super().train(mode)
+        if self.options.freeze_question_encoder:
+            self.question_encoder.eval()
+        return self
 
     def forward(self, questions: Sequence[str], answers: Sequence[str]) -> BatchLoss:
         """See model.Model.__call__."""
@@ -153,9 +161,7 @@ class RagModel(nn.Module):
         """
         if self.retriever is None:
             raise InputError("This model has no knowledge source; give one with --passages_path.")
-        frozen = torch.no_grad() if self.options.freeze_question_encoder else contextlib.nullcontext()
-        with frozen:
-            vectors = self.question_encoder(**self.question_encoder.tokenize(questions))
+        vectors = self.question_encoder(**self.question_encoder.tokenize(questions))
         found = self.retriever.retrieve(vectors.detach().cpu().numpy(), n_docs or self.n_docs)
         # In float32 whatever the autocast: a rounded score is a wrong prior.
         with torch.autocast(vectors.device.type, enabled=False):
