@@ -57,7 +57,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
         )
     )
     for question in _questions(settings):
-        yield question, model.answer([question], decoding)[0][0], settings.json
+        yield question, model.generate([question], decoding)[0][0], settings.json
 
 
 def show(result: Iterator[tuple[str, Answer, bool]]) -> None:

@@ -108,7 +108,7 @@ def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
     from ragstone.model.open import ModelRequest, open_model
 
     model = open_model(ModelRequest(settings.rag_model_name, passages_path=str(settings.output_dir)))
-    return model.answer([settings.question], Decoding())[0][0]
+    return model.generate([settings.question], Decoding())[0][0]
 
 
 def show(result: BuiltKnowledge) -> None:

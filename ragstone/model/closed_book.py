@@ -27,6 +27,7 @@ class ClosedBook(nn.Module):
     """See model.Model: the question is the whole context, and it has all the weight."""
 
     n_docs = 0
+    corpus_size = None
 
     def __init__(
         self,
@@ -61,9 +62,9 @@ class ClosedBook(nn.Module):
         return BatchLoss(loss, nll.item(), len(questions), tokens, None, 0.0, 0.0)
 
     @torch.no_grad()
-    def answer(self, questions: Sequence[str], decoding: Decoding, n_docs: int | None = None) -> list[list[Answer]]:
-        """See model.Model.answer."""
-        found = self.reader.answer(*self._encode(questions), decoding)
+    def generate(self, questions: Sequence[str], decoding: Decoding, n_docs: int | None = None) -> list[list[Answer]]:
+        """See model.Model.generate."""
+        found = self.reader.generate(*self._encode(questions), decoding)
         return [
             [Answer(self.generator.text(h.labels), h.score, passages=(), labels=h.labels) for h in hypotheses]
             for hypotheses in found

@@ -43,11 +43,13 @@ class Model(Protocol):
     """rag_sequence, rag_token, or the architecture of a closed-book generator (bart, t5)."""
     n_docs: int
     """N unless a call says otherwise; 0 without retrieval."""
+    corpus_size: int | None
+    """Passages in the knowledge source; None without one."""
 
     def __call__(self, questions: Sequence[str], answers: Sequence[str]) -> BatchLoss:
         """The loss of `answers` to `questions`, with gradients."""
 
-    def answer(self, questions: Sequence[str], decoding: Decoding, n_docs: int | None = None) -> list[list[Answer]]:
+    def generate(self, questions: Sequence[str], decoding: Decoding, n_docs: int | None = None) -> list[list[Answer]]:
         """Answers to each question, best first."""
 
     def retrieve(self, questions: Sequence[str], n_docs: int | None = None) -> list[tuple[ScoredPassage, ...]]:
@@ -74,7 +76,7 @@ def answer_questions(
 ) -> Iterator[Answer]:
     """The best answer to each of `questions`, in order."""
     for batch in track(_batches(questions, batch_size), "Answering"):
-        for answers in model.answer(batch, decoding, n_docs):
+        for answers in model.generate(batch, decoding, n_docs):
             yield answers[0]
 
 

@@ -123,6 +123,7 @@ def _open_rag(request: ModelRequest) -> RagModel:
         options,
         save=lambda rag, folder: _save_rag(checkpoint, rag, source, folder),
         source_fingerprint=source.fingerprint(),
+        corpus_size=len(source),
     )
     return model.to(request.device or best_device()).eval()
 

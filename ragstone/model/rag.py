@@ -68,8 +68,9 @@ class RagModel(nn.Module):
         *,
         save: Callable[[RagModel, Path], None],
         source_fingerprint: str | None = None,
+        corpus_size: int | None = None,
     ) -> None:
-        """`save` writes the checkpoint format that the parts were loaded from."""
+        """`save` writes the checkpoint format that the parts were loaded from; `corpus_size` counts the passages."""
         super().__init__()
         self.question_encoder = question_encoder
         self.generator_model = generator.model
@@ -78,6 +79,7 @@ class RagModel(nn.Module):
         self.options = options
         self.model_type: str = options.model_type
         self.n_docs = options.n_docs
+        self.corpus_size = corpus_size
         self.reader = Reader(generator, "sequence" if options.model_type == "rag_sequence" else "token")
         self._save = save
         self._source_fingerprint = source_fingerprint
@@ -113,7 +115,7 @@ class RagModel(nn.Module):
         )
 
     @torch.no_grad()
-    def answer(
+    def generate(
         self,
         questions: Sequence[str],
         decoding: Decoding,
@@ -122,7 +124,7 @@ class RagModel(nn.Module):
         passages: Sequence[Sequence[Passage]] | None = None,
         scores: Sequence[Sequence[float]] | None = None,
     ) -> list[list[Answer]]:
-        """See model.Model.answer.
+        """See model.Model.generate.
 
         Args:
             questions: B questions.
@@ -140,7 +142,7 @@ class RagModel(nn.Module):
             evidence = self.find(questions, n_docs)
         else:
             evidence = self._given(questions, passages, scores)
-        found = self.reader.answer(self._encode(evidence, questions), evidence.log_prior, decoding)
+        found = self.reader.generate(self._encode(evidence, questions), evidence.log_prior, decoding)
         return [
             [self._as_answer(hypothesis, evidence, row) for hypothesis in hypotheses]
             for row, hypotheses in enumerate(found)

@@ -82,7 +82,7 @@ class Reader:
         return Reading(reading.log_likelihood, reading.posterior, smooth)
 
     @torch.no_grad()
-    def answer(
+    def generate(
         self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
     ) -> list[list[Hypothesis]]:
         """Find answers to B questions from their B·N contexts, best first, at most num_return_sequences each."""

@@ -88,7 +88,7 @@ def test_answers(pair: tuple[Any, Any], num_beams: int) -> None:
         n_docs=3,
         bad_words_ids=[[0, 0]],
     )
-    found = ours.answer(questions, Decoding(num_beams=num_beams, max_length=10), passages=passages, scores=scores)
+    found = ours.generate(questions, Decoding(num_beams=num_beams, max_length=10), passages=passages, scores=scores)
     for row, answers in zip(expected.tolist(), found, strict=True):
         wanted = row[1:]
         while wanted and wanted[-1] == 1:
