@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 T = TypeVar("T")
+
+_display: ContextVar[Progress | None] = ContextVar("display", default=None)
+"""The display that bars are drawn on now: a terminal has room for one."""
 
 
 class RateColumn(ProgressColumn):
@@ -39,6 +43,11 @@ class ProgressBar:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, note=text)
 
+    def remove(self) -> None:
+        """Take the bar off the display."""
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+
     def print(self, text: str) -> None:
         """Print a line that stays, above the bar; without a terminal, on standard error as it is."""
         if self._progress is not None:
@@ -49,7 +58,18 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(description: str, total: float | None = None) -> Iterator[ProgressBar]:
-    """A progress bar on standard error for the length of a with-block; nothing when that is not a terminal."""
+    """A progress bar on standard error for the length of a with-block; nothing when that is not a terminal.
+
+    Within another one's with-block it stands below that one, and goes when it is done.
+    """
+    outer = _display.get()
+    if outer is not None:
+        bar = ProgressBar(outer, description, total)
+        try:
+            yield bar
+        finally:
+            bar.remove()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield ProgressBar(None, description, total)
@@ -63,7 +83,11 @@ def progress_bar(description: str, total: float | None = None) -> Iterator[Progr
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield ProgressBar(progress, description, total)
+        _display.set(progress)
+        try:
+            yield ProgressBar(progress, description, total)
+        finally:
+            _display.set(None)
 
 
 def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
