@@ -72,4 +72,4 @@ def fresh_encoder(
         torch.manual_seed(seed)
         model = BertModel(config, add_pooling_layer=False)
     tokenizer.model_max_length = max_length
-    return TextEncoder(model.eval(), tokenizer, EncoderSettings("mean", max_length=max_length, pair=False), name)
+    return TextEncoder(model.eval(), tokenizer, EncoderSettings("mean", max_length=max_length), name)

@@ -16,6 +16,8 @@ PROMPT_NAMES: dict[Side, tuple[str, ...]] = {
     "question": ("query", "question"),
     "passage": ("passage", "document", "corpus"),
 }
+PASSAGE_ENCODER_KEY = "ragstone_passage_encoder"
+"""Entry of an encoder's config.json: the fingerprint of the passage encoder that it was trained with."""
 
 
 def load_encoder(
@@ -25,6 +27,7 @@ def load_encoder(
     pooling: Pooling | None = None,
     normalize: bool | None = None,
     prompt: str | None = None,
+    max_length: int | None = None,
     tokenizer_name_or_path: str | None = None,
     cache_dir: str | None = None,
     allow_new_weights: bool = False,
@@ -32,16 +35,19 @@ def load_encoder(
     """Open a text encoder from a folder or the hub.
 
     DPR models use their pooler output. A sentence-transformers folder says itself how it pools, normalises and
-    prompts. Any other AutoModel takes `pooling` (default "cls") and `normalize` (default no).
+    prompts. Any other AutoModel takes `pooling` (default "cls") and `normalize` (default no). `max_length` tokens of a
+    text are read, or as many as the model can.
 
     Raises:
-        InputError: neither a folder nor reachable, no encoder, or weights missing and `allow_new_weights` is false.
+        InputError: neither a folder nor reachable, no encoder, another pooling than a DPR model's own, or weights
+            missing and `allow_new_weights` is false.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = Path(name_or_path)
     config = pretrained(AutoConfig, name_or_path, "config.json", cache_dir=cache_dir)
-    settings = recorded_settings(folder, config, side)
+    settings = recorded_settings(config, side, name_or_path, cache_dir)
+    if settings.pooling == "pooler" and pooling not in (None, "pooler"):
+        raise InputError(f"{name_or_path} is a DPR encoder, which pools in its own way; leave --pooling out.")
     settings = dataclasses.replace(
         settings,
         pooling=settings.pooling if pooling is None else pooling,
@@ -49,8 +55,14 @@ def load_encoder(
         prompt=settings.prompt if prompt is None else prompt,
     )
     tokenizer = pretrained(AutoTokenizer, tokenizer_name_or_path or name_or_path, "tokenizer", cache_dir=cache_dir)
-    limits = (settings.max_length, getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+    if tokenizer.pad_token is None:
+        # Decoder-only models have none. The attention mask hides padding, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = (settings.max_length, positions, tokenizer.model_max_length, max_length)
     settings = dataclasses.replace(settings, max_length=min(limit for limit in limits if limit))
+    # What DPR's folders know of the length stands with the tokenizer.
+    tokenizer.model_max_length = settings.max_length
     model, report = pretrained(
         _model_class(config), name_or_path, "encoder weights", cache_dir=cache_dir, output_loading_info=True
     )
@@ -109,32 +121,40 @@ def _model_class(config: Any) -> Any:
     return DPRContextEncoder if "DPRContextEncoder" in architectures else DPRQuestionEncoder
 
 
-def recorded_settings(folder: Path, config: Any, side: Side) -> EncoderSettings:
-    """What the model itself says of its pooling, normalisation, prompt and length."""
+def recorded_settings(
+    config: Any, side: Side, name_or_path: str | None = None, cache_dir: str | None = None
+) -> EncoderSettings:
+    """What a model itself says of its pooling, normalisation, prompt and length.
+
+    Args:
+        config: the transformers config.
+        side: whose prompt to take.
+        name_or_path: where a sentence-transformers model keeps what it says; None where there is only the config.
+        cache_dir: where downloads are kept.
+    """
     if config.model_type == "dpr":
-        return EncoderSettings(pooling="pooler", max_length=512)
-    if not (folder / "modules.json").is_file():
+        return EncoderSettings(pooling="pooler", pair=True)
+
+    def recorded(file_name: str) -> Any:
+        return {} if name_or_path is None else _read_json(name_or_path, file_name, cache_dir)
+
+    modules = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in recorded("modules.json")}
+    if not modules:
         return EncoderSettings()
-    modules = [module["type"].rsplit(".", 1)[-1] for module in _read_json(folder / "modules.json")]
     unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
-        raise InputError(f"{folder / 'modules.json'} names {sorted(unknown)}, which Ragstone cannot apply.")
-    pooling_path = next(folder.glob("*_Pooling/config.json"), None)
-    pooling = _pooling_of(pooling_path) if pooling_path else "mean"
-    sentence = _read_json(folder / "sentence_bert_config.json")
-    prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    prompt = next((prompts[name] for name in PROMPT_NAMES[side] if prompts.get(name)), "")
+        raise InputError(f"{name_or_path} has the modules {sorted(unknown)}, which Ragstone cannot apply.")
+    pooling = recorded(f"{modules['Pooling']}/config.json") if "Pooling" in modules else {}
+    prompts = recorded("config_sentence_transformers.json").get("prompts") or {}
     return EncoderSettings(
-        pooling=pooling,
+        pooling=_pooling_of(pooling, str(name_or_path)) if pooling else "mean",
         normalize="Normalize" in modules,
-        prompt=prompt,
-        max_length=sentence.get("max_seq_length") or 512,
-        pair=False,
+        prompt=next((prompts[name] for name in PROMPT_NAMES[side] if prompts.get(name)), ""),
+        max_length=recorded("sentence_bert_config.json").get("max_seq_length") or 512,
     )
 
 
-def _pooling_of(path: Path) -> Pooling:
-    config = _read_json(path)
+def _pooling_of(config: Any, name: str) -> Pooling:
     if config.get("pooling_mode") in POOLINGS:
         return config["pooling_mode"]
     names: dict[str, Pooling] = {
@@ -144,7 +164,7 @@ def _pooling_of(path: Path) -> Pooling:
     }
     chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) != 1 or chosen[0] not in names:
-        raise InputError(f"{path} asks for the pooling {chosen}; Ragstone knows one of {sorted(names)}.")
+        raise InputError(f"{name} asks for the pooling {chosen}; Ragstone knows one of {sorted(names)}.")
     return names[chosen[0]]
 
 
@@ -171,7 +191,17 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
         raise InputError(f"The {what} in {name_or_path} cannot be read: {reason[:300]}") from error
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:
+    """A JSON file of a model; an empty object where the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = Path(name_or_path) / file_name
+    if not Path(name_or_path).is_dir():
+        try:
+            path = Path(hf_hub_download(name_or_path, file_name, cache_dir=cache_dir))
+        except EntryNotFoundError:
+            return {}
     if not path.is_file():
         return {}
     try:

@@ -33,7 +33,7 @@ class EncoderSettings:
     """Text put before every input ("query: ", "passage: ")."""
     max_length: int = 512
     """Tokens after which a text is cut."""
-    pair: bool = True
+    pair: bool = False
     """A passage's title and text go in as a pair of segments (DPR); else joined by a space."""
 
 
@@ -100,8 +100,9 @@ class TextEncoder(nn.Module):
         return vectors
 
     def fingerprint(self) -> str:
-        """A hash of weights and settings: two encoders with the same one give the same vectors."""
+        """A hash of weights, vocabulary and settings: two encoders with the same one give the same vectors."""
         digest = hashlib.sha256(repr(dataclasses.asdict(self.settings)).encode())
+        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             if "pooler" in name and self.settings.pooling != "pooler":
                 continue

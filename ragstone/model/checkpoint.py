@@ -140,7 +140,7 @@ def _encoder_settings(config: Any) -> EncoderSettings:
     recorded = own_settings(config).get("question_encoder")
     if recorded:
         return EncoderSettings(**recorded)
-    settings = recorded_settings(Path(), config.question_encoder, "question")
+    settings = recorded_settings(config.question_encoder, "question")
     length = getattr(config.question_encoder, "max_position_embeddings", settings.max_length)
     return dataclasses.replace(settings, max_length=min(settings.max_length, length))
 

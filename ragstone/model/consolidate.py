@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragstone.encoders.load import load_encoder, pretrained, refuse_new_weights
+from ragstone.encoders.load import PASSAGE_ENCODER_KEY, load_encoder, pretrained, refuse_new_weights
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, save_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.rag import RagType
 from ragstone.model.seq2seq import Seq2SeqGenerator
-
-PASSAGE_ENCODER_KEY = "ragstone_passage_encoder"
-"""Entry of a question encoder's config.json: the fingerprint of the passage encoder that it was trained with."""
 
 
 @dataclass(frozen=True)
