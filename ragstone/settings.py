@@ -39,11 +39,16 @@ def parse_settings(settings_class: type[S], arguments: Sequence[str], program: s
     )
 
 
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """The settings as YAML can hold them: paths as text, tuples as lists."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
 def save_settings(settings: Any, path: Path) -> None:
     """Write the resolved settings as YAML that `--config` reads back."""
     import yaml
 
-    values = {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    values = plain_settings(settings)
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ class ClosedBook(nn.Module):
     """See model.Model: the question is the whole context, and it has all the weight."""
 
     n_docs = 0
-    corpus_size = None
+    corpus_size: int | None = None
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class ClosedBook(nn.Module):
         self.generator_model = generator.model
         self.generator = generator
         self.model_type = model_type
-        self.reader = Reader(generator, "sequence")
+        # With one context both marginalisations are the same; token by token the beam search's own order stays.
+        self.reader = Reader(generator, "token")
         self.context = context
         self._label_smoothing = label_smoothing
         self._max_target_length = max_target_length
@@ -64,6 +65,8 @@ class ClosedBook(nn.Module):
     @torch.no_grad()
     def generate(self, questions: Sequence[str], decoding: Decoding, n_docs: int | None = None) -> list[list[Answer]]:
         """See model.Model.generate."""
+        if not questions:
+            return []
         found = self.reader.generate(*self._encode(questions), decoding)
         return [
             [Answer(self.generator.text(h.labels), h.score, passages=(), labels=h.labels) for h in hypotheses]

@@ -17,7 +17,7 @@ from ragstone.model.closed_book import ClosedBook
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
-from ragstone.model.seq2seq import Seq2SeqGenerator
+from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
 from ragstone.retrieval.local import LocalRetriever
 
 RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
@@ -48,6 +48,12 @@ class ModelRequest:
     """Closed-book: where the tokenizer is, if not with the model."""
     cache_dir: str | None = None
     device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_docs", "max_combined_length", "max_source_length", "max_target_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}, but must be at least 1.")
 
 
 def open_model(request: ModelRequest) -> Model:
@@ -147,6 +153,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     if request.model_type is not None and request.model_type != model_type:
         raise InputError(f"{name} is a {model_type} model, not {request.model_type}; leave --model_type out or set it.")
     config = pretrained(AutoConfig, request.config_name or name, "config.json", cache_dir=cache_dir)
+    refuse_decoder_only(name, config)
     change_config(config, request.generator_changes)
     model, report = pretrained(
         AutoModelForSeq2SeqLM, name, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
@@ -163,7 +170,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
 
     length = request.max_source_length or 128
     closed_book = ClosedBook(
-        Seq2SeqGenerator(model, tokenizer),
+        Seq2SeqGenerator(model.float(), tokenizer),
         model_type,
         context=_context(ContextFormat(prefix=getattr(config, "prefix", None) or "", max_length=length), request),
         label_smoothing=request.label_smoothing,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -134,7 +135,7 @@ class RagModel(nn.Module):
             scores: their scores, B lists as long as those of `passages`; the softmax over a list is the prior.
 
         Raises:
-            InputError: passages without scores, or lists of different lengths.
+            InputError: passages without scores, lists of different lengths, or a score that is no finite number.
         """
         if not questions:
             return []
@@ -151,6 +152,8 @@ class RagModel(nn.Module):
     @torch.no_grad()
     def retrieve(self, questions: Sequence[str], n_docs: int | None = None) -> list[tuple[ScoredPassage, ...]]:
         """See model.Model.retrieve."""
+        if not questions:
+            return []
         evidence = self.find(questions, n_docs)
         unknown = (float("nan"),) * evidence.ids.shape[1]
         return [self._scored(evidence, row, unknown) for row in range(len(questions))]
@@ -202,15 +205,25 @@ class RagModel(nn.Module):
     ) -> Evidence:
         """Passages and scores of a caller as evidence: lists padded to one length, padding masked."""
         if passages is None or scores is None or not len(questions) == len(passages) == len(scores):
-            raise InputError(f"{len(questions)} questions need as many lists of passages and of scores, both given.")
+            raise InputError(
+                f"{_count(len(questions), 'question')} {'needs' if len(questions) == 1 else 'need'} as many lists of "
+                "passages and as many lists of scores; give both."
+            )
         for row, (found, values) in enumerate(zip(passages, scores, strict=True)):
             if len(found) != len(values):
-                raise InputError(f"Question {row} has {len(found)} passages but {len(values)} scores.")
+                raise InputError(
+                    f"The question {questions[row]!r} has {_count(len(found), 'passage')} but "
+                    f"{_count(len(values), 'score')}; give each passage one score."
+                )
+            if not all(map(math.isfinite, values)):
+                raise InputError(f"The question {questions[row]!r} has a passage whose score is no finite number.")
         n = max(1, *map(len, passages))
         padded = [[*found, *[NO_PASSAGE] * (n - len(found))] for found in passages]
-        weights = torch.tensor([[*row, *[0.0] * (n - len(row))] for row in scores], device=self.question_encoder.device)
-        mask = torch.tensor([[i < len(found) for i in range(n)] for found in passages], device=weights.device)
-        ids = torch.tensor([[passage.id for passage in row] for row in padded]).numpy()
+        device = self.question_encoder.device
+        rows = [[*map(float, values), *[0.0] * (n - len(values))] for values in scores]
+        weights = torch.tensor(rows, dtype=torch.float32, device=device)
+        mask = torch.tensor([[i < len(found) for i in range(n)] for found in passages], device=device)
+        ids = np.array([[passage.id for passage in row] for row in padded], dtype=np.int64)
         return Evidence(ids, padded, weights, document_log_probs(weights, mask))
 
     def _as_answer(self, hypothesis: Hypothesis, evidence: Evidence, row: int) -> Answer:
@@ -226,3 +239,7 @@ class RagModel(nn.Module):
         scores, priors = evidence.scores[row].tolist(), evidence.log_prior[row].exp().tolist()
         columns = zip(evidence.passages[row], scores, priors, posterior, strict=True)
         return tuple(ScoredPassage(*values) for values in columns if values[0] != NO_PASSAGE)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

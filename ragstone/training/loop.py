@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.model import Model, answer_questions
 from ragstone.progress import ProgressBar, progress_bar
 from ragstone.training.checkpoints import CheckpointKeeper
-from ragstone.training.monitor import Measures, Monitor
+from ragstone.training.monitor import Monitor
 from ragstone.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from ragstone.training.order import epoch_batches
 from ragstone.types import Example
@@ -37,12 +37,13 @@ class LoopSettings:
     eval_batch_size: int = 32
     accumulation: int = 1
     """Batches whose gradients are added up for one step."""
-    max_grad_norm: float = 0.1
+    max_grad_norm: float = 1.0
     validation_interval: float = 1.0
     """Up to 1: part of an epoch between validations; above: batches."""
     patience: int = -1
-    """Validations without a better score after which training stops; negative: never."""
+    """Validations in a row without a better score after which training stops; negative: never."""
     seed: int = 42
+    """Of the order of examples."""
     max_steps: int = -1
     """Optimiser steps after which training stops; negative: as the epochs say."""
 
@@ -53,7 +54,9 @@ class Validation:
 
     step: int
     scores: dict[str, float]
-    measures: Measures | None
+    """In percent."""
+    measures: dict[str, float]
+    """The monitor's averages over the last training batches, with the learning rate."""
     seconds: float
 
 
@@ -73,9 +76,9 @@ class Trainer:
         decoding: Decoding,
         score: Score,
         report: Callable[[Validation], None],
-        corpus_size: int | None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`accelerator` is accelerate's; `report` is told of every validation."""
+        """`accelerator` is accelerate's; `report` is told of every validation, `after_step` is called after a step."""
         self.model = model
         self.accelerator = accelerator
         self.keeper = keeper
@@ -85,7 +88,8 @@ class Trainer:
         self.decoding = decoding
         self.score = score
         self.report = report
-        self.monitor = Monitor(corpus_size)
+        self.after_step = after_step
+        self.monitor = Monitor(model.corpus_size)
         self.batches_per_epoch = math.ceil(len(train) / loop.train_batch_size)
         steps = math.ceil(self.batches_per_epoch / loop.accumulation) * loop.epochs
         self.total_steps = steps if loop.max_steps < 0 else min(steps, loop.max_steps)
@@ -149,7 +153,7 @@ class Trainer:
         questions = sum(map(len, group))
         for number, batch in enumerate(group):
             synchronise = number == len(group) - 1
-            with _maybe(not synchronise, lambda: self.accelerator.no_sync(self.wrapped)):
+            with nullcontext() if synchronise else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
                     loss = self.wrapped([e.question for e in batch], [e.answer for e in batch])
                 if not torch.isfinite(loss.loss):
@@ -162,30 +166,27 @@ class Trainer:
         if self.loop.max_grad_norm > 0:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.loop.max_grad_norm)
         self.optimizer.step()
-        self.schedule.step()
+        # The gradient scaler leaves a step out when its scale was too large.
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         bar.advance()
         self._show(bar)
+        self.after_step()
 
     def _show(self, bar: ProgressBar) -> None:
-        measures, rate = self.monitor.measures(), self.schedule.get_last_lr()[0]
-        bar.note(measures.line(rate))
-        values = {
-            "loss_per_token": measures.loss_per_token,
-            "questions_per_second": measures.questions_per_second,
-            "learning_rate": rate,
-        }
-        if not math.isnan(measures.distinct_passages):
-            values |= {
-                "distinct_passages": measures.distinct_passages,
-                "prior_entropy": measures.prior_entropy,
-                "posterior_entropy": measures.posterior_entropy,
-            }
-        self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=self.step)
+        bar.note(self.monitor.line(self._learning_rate()))
+        self.accelerator.log({f"train/{name}": value for name, value in self._measures().items()}, step=self.step)
         warning = self.monitor.warning()
         if warning is not None:
             bar.print(warning)
+
+    def _measures(self) -> dict[str, float]:
+        return {**self.monitor.measures(), "learning_rate": self._learning_rate()}
+
+    def _learning_rate(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
 
     def _validation_is_due(self) -> bool:
         interval = self.loop.validation_interval
@@ -196,46 +197,32 @@ class Trainer:
 
     def _validate(self, bar: ProgressBar) -> None:
         began = time.perf_counter()
-        measures = self.monitor.measures()
-        scores = evaluate_examples(
-            self.model, self.validation_examples, self.decoding, self.loop.eval_batch_size, self.score, self.accelerator
+        self.model.eval()
+        predictions = answer_examples(
+            self.model, self.validation_examples, self.decoding, self.loop.eval_batch_size, self.accelerator
         )
+        scores = self.score(predictions, [example.answer for example in self.validation_examples])
         self.model.train()
         better = not self.keeper.kept or scores["em"] > self.keeper.best.score
         self.without_progress = 0 if better else self.without_progress + 1
         self.keeper.save(self.model, self.step, scores["em"], self.state())
-        result = Validation(self.step, scores, measures, time.perf_counter() - began)
         self.accelerator.log({f"val/{name}": value for name, value in scores.items()}, step=self.step)
         bar.print(
             f"step {self.step}/{self.total_steps}  em {scores['em']:.2f}  f1 {scores['f1']:.2f}  "
-            f"{measures.line(self.schedule.get_last_lr()[0])}"
+            f"{self.monitor.line(self._learning_rate())}"
         )
-        self.report(result)
+        self.report(Validation(self.step, scores, self._measures(), time.perf_counter() - began))
         self.monitor.pause()
 
     def _out_of_patience(self) -> bool:
-        return 0 <= self.loop.patience < self.without_progress
+        patience = self.loop.patience
+        return patience >= 0 and self.without_progress >= max(1, patience)
 
 
-def evaluate_examples(
-    model: Model, examples: Sequence[Example], decoding: Decoding, batch_size: int, score: Score, accelerator: Any
-) -> dict[str, float]:
-    """Answer the questions of `examples` and score the answers."""
-    model.eval()
+def answer_examples(
+    model: Model, examples: Sequence[Example], decoding: Decoding, batch_size: int, accelerator: Any
+) -> list[str]:
+    """The model's best answer to the question of each of `examples`."""
     questions = [example.question for example in examples]
     with accelerator.autocast():
-        answers = list(answer_questions(model, questions, decoding=decoding, batch_size=batch_size))
-    return score([answer.text for answer in answers], [example.answer for example in examples])
-
-
-def _maybe(condition: bool, context: Callable[[], Any]) -> Any:
-    from contextlib import nullcontext
-
-    return context() if condition else nullcontext()
-
-
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Write a text file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    new.replace(path)
+        return [answer.text for answer in answer_questions(model, questions, decoding=decoding, batch_size=batch_size)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 
 from ragstone.model.model import BatchLoss
 
@@ -17,32 +16,6 @@ COLLAPSED = 0.1
 """Part of distinct passages below which retrieval counts as collapsed."""
 ENOUGH_PASSAGES = 200
 """Retrieved passages that a verdict of collapse needs."""
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Averages over the last batches."""
-
-    loss_per_token: float
-    """-log p(y|x) in nats per target token."""
-    questions_per_second: float
-    distinct_passages: float
-    """Distinct passages / retrieved passages; 1 is best, near 0 every question gets the same passages. nan without."""
-    prior_entropy: float
-    """Nats per question; 0 where one passage has all the weight, log N where all are alike."""
-    posterior_entropy: float
-
-    def line(self, learning_rate: float) -> str:
-        """One line for people."""
-        parts = [
-            f"loss/token {self.loss_per_token:.3f}",
-            f"{self.questions_per_second:.1f} questions/s",
-            f"lr {learning_rate:.2e}",
-        ]
-        if self.distinct_passages == self.distinct_passages:
-            parts.append(f"distinct {self.distinct_passages:.2f}")
-            parts.append(f"entropy {self.prior_entropy:.2f} > {self.posterior_entropy:.2f}")
-        return "  ".join(parts)
 
 
 class Monitor:
@@ -65,17 +38,39 @@ class Monitor:
         """Leave out the time since the last batch (a validation)."""
         self._last = time.perf_counter()
 
-    def measures(self) -> Measures:
-        """Averages over the last batches, of which there must be one."""
+    def measures(self) -> dict[str, float]:
+        """Averages over the last batches, of which there must be one.
+
+        loss_per_token: -log p(y|x) in nats per target token. questions_per_second. With retrieval also
+        distinct_passages: distinct / retrieved passages; 1 is best, near 0 every question gets the same ones; and
+        prior_entropy, posterior_entropy: nats per question; 0 where one passage has all the weight, log N where all
+        are alike.
+        """
         batches = [batch for _, batch in self._batches]
         questions = sum(batch.questions for batch in batches)
-        return Measures(
-            loss_per_token=sum(batch.nll for batch in batches) / max(1, sum(batch.target_tokens for batch in batches)),
-            questions_per_second=questions / max(sum(seconds for seconds, _ in self._batches), 1e-9),
-            distinct_passages=self._distinct(batches)[0],
-            prior_entropy=sum(batch.prior_entropy for batch in batches) / questions,
-            posterior_entropy=sum(batch.posterior_entropy for batch in batches) / questions,
-        )
+        values = {
+            "loss_per_token": sum(b.nll for b in batches) / max(1, sum(b.target_tokens for b in batches)),
+            "questions_per_second": questions / max(sum(seconds for seconds, _ in self._batches), 1e-9),
+        }
+        ratio, retrieved = self._distinct(batches)
+        if retrieved:
+            values["distinct_passages"] = ratio
+            values["prior_entropy"] = sum(batch.prior_entropy for batch in batches) / questions
+            values["posterior_entropy"] = sum(batch.posterior_entropy for batch in batches) / questions
+        return values
+
+    def line(self, learning_rate: float) -> str:
+        """The measures in one line for people."""
+        values = self.measures()
+        parts = [
+            f"loss/token {values['loss_per_token']:.3f}",
+            f"{values['questions_per_second']:.1f} questions/s",
+            f"lr {learning_rate:.2e}",
+        ]
+        if "distinct_passages" in values:
+            parts.append(f"distinct {values['distinct_passages']:.2f}")
+            parts.append(f"entropy prior {values['prior_entropy']:.2f} posterior {values['posterior_entropy']:.2f}")
+        return "  ".join(parts)
 
     def warning(self) -> str | None:
         """A sentence, once, when retrieval has collapsed onto few passages."""

@@ -1,0 +1,266 @@
+"""ragstone finetune: question encoder and generator trained together on question-answer pairs (finetune_rag.py)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ragstone.errors import InputError
+from ragstone.settings import plain_settings, save_settings
+
+if TYPE_CHECKING:
+    from ragstone.model.open import ModelRequest
+    from ragstone.training.run import Finetuned, RunPlan
+
+POSITIVE = (
+    "max_source_length",
+    "max_target_length",
+    "val_max_target_length",
+    "test_max_target_length",
+    "num_beams",
+    "num_train_epochs",
+    "train_batch_size",
+    "eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_workers",
+)
+FRACTIONS = ("label_smoothing", "dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    data_dir: Path
+    """Folder with train, val and test .source (a question per line) and .target (its answer)."""
+    output_dir: Path
+    """Folder for checkpoints, metrics.json, predictions and TensorBoard events; new or empty, unless --resume."""
+    model_name_or_path: str
+    """RAG checkpoint; for the closed-book baselines a BART or T5 generator. Folder or hub name."""
+    model_type: Literal["rag_sequence", "rag_token", "bart", "t5"] | None = None
+    """What to train; as the checkpoint says where not given."""
+    do_train: bool = False
+    """Train. Also done when neither --do_train nor --do_predict is given."""
+    do_predict: bool = False
+    """Answer the test questions with the best checkpoint; write test_predictions.txt and the scores."""
+    resume: bool = False
+    """Go on from the last checkpoint in --output_dir."""
+
+    index_name: str | None = None
+    """As in the reference; custom where --passages_path is given."""
+    passages_path: str | None = None
+    """Knowledge source; the checkpoint's own where not given."""
+    index_path: str | None = None
+    """Index file, if it is not beside the passages."""
+    n_docs: int | None = None
+    """Passages per question; the checkpoint's number where not given."""
+    freeze_question_encoder: bool = False
+    """Leave the question encoder as it is."""
+
+    n_train: int = -1
+    """Train on the first so many examples; all where negative."""
+    n_val: int = -1
+    """Validate on the first so many examples."""
+    n_test: int = -1
+    """Answer the first so many test questions."""
+    max_source_length: int = 128
+    """Tokens of a question; of the whole input of a closed-book model."""
+    max_target_length: int = 25
+    """Tokens of an answer in training."""
+    val_max_target_length: int = 25
+    """Tokens of an answer that validation generates at most."""
+    test_max_target_length: int = 25
+    """Tokens of an answer that --do_predict generates at most."""
+    max_combined_length: int | None = None
+    """Tokens of passage and question together; the checkpoint's number where not given."""
+    prefix: str | None = None
+    """Text before every input of the generator; the checkpoint's where not given."""
+    num_beams: int = 4
+    """Beams of validation and test; 1 is greedy search."""
+
+    num_train_epochs: int = 3
+    """Passes over the training examples."""
+    max_steps: int = -1
+    """Optimiser steps after which training stops, where not negative; the schedule ends there too."""
+    train_batch_size: int = 32
+    """Questions per batch."""
+    eval_batch_size: int = 32
+    """Questions per batch of validation and test."""
+    gradient_accumulation_steps: int = 1
+    """Batches per optimiser step."""
+    learning_rate: float = 5e-5
+    """Step size after warm-up."""
+    lr_scheduler: Literal["linear", "cosine", "cosine_w_restarts", "polynomial"] = "linear"
+    """How the step size falls."""
+    warmup_steps: int = 0
+    """Steps in which the step size rises."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay, on matrices only."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    adafactor: bool = False
+    """Adafactor instead of AdamW."""
+    max_grad_norm: float = 1.0
+    """Length that gradients are clipped to; 0 leaves them."""
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution in the target."""
+    dropout: float | None = None
+    """The generator's dropout, where it shall not be the checkpoint's."""
+    attention_dropout: float | None = None
+    """The generator's dropout of attention weights."""
+    encoder_layerdrop: float | None = None
+    """Chance that a layer of the generator's encoder is left out."""
+    decoder_layerdrop: float | None = None
+    """Chance that a layer of the generator's decoder is left out."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    seed: int = 42
+    """Of the order of examples and of dropout."""
+
+    val_check_interval: float = 1.0
+    """Up to 1: part of an epoch between validations; above 1: batches."""
+    early_stopping_patience: int = -1
+    """Validations in a row without a better exact match after which training stops; never where negative."""
+
+    fp16: bool = False
+    """Half precision with a gradient scaler; on GPUs."""
+    bf16: bool = False
+    """bfloat16 matrix products; on GPUs and CPUs."""
+    gpus: int | None = None
+    """GPUs to use; 0 trains on the CPU. One GPU, if there is one, where not given."""
+    num_workers: int = 4
+    """Threads that tokenise."""
+
+    cache_dir: str | None = None
+    """Where downloaded models are kept."""
+    config_name: str | None = None
+    """Where the model's config.json is, if not with the model."""
+    tokenizer_name: str | None = None
+    """Where a closed-book model's tokenizer is, if not with the model."""
+    logger_name: Literal["default", "wandb"] = "default"
+    """wandb reports to Weights & Biases too; TensorBoard events are always written."""
+    profile: bool = False
+    """Record a few steps; write profile.txt (time by operation) and profile.json (for chrome://tracing)."""
+    fast_dev_run: bool = False
+    """Try everything out on one batch each of training, validation and test; leaves nothing in --output_dir."""
+
+    def __post_init__(self) -> None:
+        for name in POSITIVE:
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("n_docs", "max_combined_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} is {value}, but must be at least 1.")
+        for name in ("n_train", "n_val", "n_test", "max_steps"):
+            if getattr(self, name) == 0:
+                raise InputError(f"--{name} is 0, which leaves nothing to do; a negative number means all.")
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"--{name} is {value}, but must be from 0 to below 1.")
+        if self.learning_rate <= 0:
+            raise InputError(f"--learning_rate is {self.learning_rate}, but must be above 0.")
+        if self.val_check_interval <= 0:
+            raise InputError(f"--val_check_interval is {self.val_check_interval}, but must be above 0.")
+        if self.fp16 and self.bf16:
+            raise InputError("--fp16 and --bf16 exclude each other; take --bf16 where the hardware has it.")
+        if self.resume and self.fast_dev_run:
+            raise InputError("--fast_dev_run starts from the beginning; leave --resume out.")
+        if self.model_type in ("bart", "t5"):
+            for name in ("passages_path", "index_path", "index_name", "n_docs"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"--{name} is for RAG models; a closed-book {self.model_type} retrieves nothing.")
+
+    def plan(self) -> RunPlan:
+        """The run that these settings describe."""
+        from ragstone.model.decoding import Decoding
+        from ragstone.training.loop import LoopSettings
+        from ragstone.training.optimizer import OptimizerSettings
+        from ragstone.training.run import RunPlan
+
+        return RunPlan(
+            data_dir=self.data_dir,
+            folder=self.output_dir,
+            model=self._model_request(),
+            loop=LoopSettings(
+                epochs=self.num_train_epochs,
+                train_batch_size=self.train_batch_size,
+                eval_batch_size=self.eval_batch_size,
+                accumulation=self.gradient_accumulation_steps,
+                max_grad_norm=self.max_grad_norm,
+                validation_interval=self.val_check_interval,
+                patience=self.early_stopping_patience,
+                seed=self.seed,
+                max_steps=self.max_steps,
+            ),
+            optimization=OptimizerSettings(
+                learning_rate=self.learning_rate,
+                schedule=self.lr_scheduler,
+                weight_decay=self.weight_decay,
+                adam_epsilon=self.adam_epsilon,
+                warmup_steps=self.warmup_steps,
+                adafactor=self.adafactor,
+            ),
+            validation=Decoding(num_beams=self.num_beams, max_length=self.val_max_target_length),
+            test=Decoding(num_beams=self.num_beams, max_length=self.test_max_target_length),
+            limits={"train": self.n_train, "val": self.n_val, "test": self.n_test},
+            trains=self.do_train or not self.do_predict,
+            predicts=self.do_predict,
+            resumes=self.resume,
+            precision="fp16" if self.fp16 else "bf16" if self.bf16 else "no",
+            gpus=self.gpus,
+            wandb=self.logger_name == "wandb",
+            profiles=self.profile,
+            record=plain_settings(self),
+        )
+
+    def _model_request(self) -> ModelRequest:
+        from ragstone.model.open import ModelRequest
+
+        changes: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in FRACTIONS
+            if name != "label_smoothing" and getattr(self, name) is not None
+        }
+        return ModelRequest(
+            self.model_name_or_path,
+            model_type=self.model_type,
+            index_name=self.index_name,
+            index_path=self.index_path,
+            passages_path=self.passages_path,
+            n_docs=self.n_docs,
+            prefix=self.prefix,
+            max_combined_length=self.max_combined_length,
+            max_source_length=self.max_source_length,
+            max_target_length=self.max_target_length,
+            label_smoothing=self.label_smoothing,
+            freeze_question_encoder=self.freeze_question_encoder,
+            generator_changes=changes,
+            gradient_checkpointing=self.gradient_checkpointing,
+            config_name=self.config_name,
+            tokenizer_name=self.tokenizer_name,
+            cache_dir=self.cache_dir,
+        )
+
+
+def finetune(settings: FinetuneSettings) -> Finetuned:
+    """Train question encoder and generator together on questions and answers."""
+    # Read by the tokenizers' thread pool when it starts.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(settings.num_workers))
+    from ragstone.training.run import fast_dev_run, run
+
+    plan = settings.plan()
+    if settings.fast_dev_run:
+        return fast_dev_run(plan)
+    return run(plan, started=lambda: save_settings(settings, settings.output_dir / "settings.yaml"))
+
+
+def show(result: Finetuned) -> None:
+    """Print where the run ended."""
+    print(f"output       {result.folder}")
+    if result.best is not None:
+        print(f"steps        {result.steps:,} in {result.seconds:,.1f} s")
+        print(f"best         {result.best.name}: exact match {result.best.score:.2f} on the validation questions")
+    for name, value in result.test.items():
+        print(f"test {name:<7} {value:.2f}")
