@@ -19,7 +19,7 @@ from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.rag import RagType
-from ragstone.model.seq2seq import Seq2SeqGenerator
+from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
 
 ARCHITECTURES: dict[RagType, str] = {
     "rag_sequence": "RagSequenceForGeneration",
@@ -84,6 +84,7 @@ def load_checkpoint(
             f"{name_or_path} is a {config.model_type} model, not a RAG checkpoint; join a question encoder and a "
             "generator with ragstone consolidate."
         )
+    refuse_decoder_only(f"The generator in {name_or_path}", config.generator)
     change_config(config.generator, generator_changes or {})
     # Both model types have the same weights, so either class opens them.
     holder, report = pretrained(
@@ -96,6 +97,8 @@ def load_checkpoint(
     for part in ("question_encoder", "generator"):
         options = {"subfolder": f"{part}_tokenizer", "cache_dir": cache_dir}
         tokenizers[part] = pretrained(AutoTokenizer, name_or_path, f"{part} tokenizer", **options)
+    # Checkpoints in half precision open in it; gradients and scores need more.
+    holder.float()
     generator = holder.rag.generator
     generation = own_settings(config).get("generation")
     if generation:

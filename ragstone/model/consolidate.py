@@ -14,7 +14,7 @@ from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, save_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.rag import RagType
-from ragstone.model.seq2seq import Seq2SeqGenerator
+from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def join_parts(parts: Parts) -> Checkpoint:
     Raises:
         InputError: a part cannot be read or lacks weights.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, RagConfig
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, RagConfig
 
     encoder = load_encoder(
         parts.question_encoder,
@@ -46,6 +46,7 @@ def join_parts(parts: Parts) -> Checkpoint:
         tokenizer_name_or_path=parts.question_encoder_tokenizer,
         allow_new_weights=parts.allow_new_weights,
     )
+    refuse_decoder_only(parts.generator, pretrained(AutoConfig, parts.generator, "config.json"))
     generator, report = pretrained(
         AutoModelForSeq2SeqLM, parts.generator, "generator weights", output_loading_info=True
     )

@@ -19,15 +19,20 @@ class ContextFormat:
     doc_sep: str = " // "
     prefix: str = ""
     max_length: int = 300
-    """Tokens; a longer context loses the end of its passage, never the question."""
+    """Tokens; a longer context loses the end of its passage, and only a question that is too long by itself its end."""
 
     def text(self, passage: Passage, question: str) -> tuple[str, str]:
-        """The context in two parts, the passage's and the question's; a missing passage leaves the question alone."""
+        """The context in two parts: what may be cut (prefix and passage) and what may not (the question).
+
+        A missing passage leaves prefix and question, which then are one part.
+        """
         if passage == NO_PASSAGE:
-            return self.prefix, question
+            return "", self.prefix + question
         title = passage.title.removeprefix('"').removesuffix('"')
-        head = f"{self.prefix}{title}{self.title_sep}{passage.text}"
-        return head.replace("  ", " "), f"{self.doc_sep}{question}".replace("  ", " ")
+        tail = f"{self.doc_sep}{question}"
+        joined = f"{self.prefix}{title}{self.title_sep}{passage.text}{tail}".replace("  ", " ")
+        tail = tail.replace("  ", " ")
+        return joined.removesuffix(tail), tail
 
     def texts(self, passages: Sequence[Sequence[Passage]], questions: Sequence[str]) -> list[tuple[str, str]]:
         """The contexts of B questions with N passages each, B·N in order."""

@@ -58,7 +58,7 @@ class Generator(Protocol):
             decoding: how to search.
 
         Returns:
-            G lists of `num_beams` (or num_return_sequences, if larger) label sequences, best first.
+            G lists of num_return_sequences label sequences, best first; samples in the order drawn.
         """
 
     def text(self, labels: Sequence[int]) -> str:

@@ -63,7 +63,7 @@ def sequence_log_likelihood(token_log_probs: torch.Tensor, doc_log_probs: torch.
     Returns:
         [B]
     """
-    return (doc_log_probs + token_log_probs.sum(dim=2)).logsumexp(dim=1)
+    return (doc_log_probs + token_log_probs.float().sum(dim=2)).logsumexp(dim=1)
 
 
 def token_log_likelihood(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
@@ -76,17 +76,17 @@ def token_log_likelihood(token_log_probs: torch.Tensor, doc_log_probs: torch.Ten
     Returns:
         [B]
     """
-    return (doc_log_probs.unsqueeze(2) + token_log_probs).logsumexp(dim=1).sum(dim=1)
+    return (doc_log_probs.unsqueeze(2) + token_log_probs.float()).logsumexp(dim=1).sum(dim=1)
 
 
 def sequence_posterior(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
     """RAG-Sequence's p(z|x,y) [B, N] by Bayes' rule from [B, N, T] and [B, N]."""
-    return (doc_log_probs + token_log_probs.sum(dim=2)).softmax(dim=1)
+    return (doc_log_probs + token_log_probs.float().sum(dim=2)).softmax(dim=1)
 
 
 def token_posterior(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
     """RAG-Token's p(z|x,y_i) for each token [B, N, T] by Bayes' rule; the prior at padding."""
-    return (doc_log_probs.unsqueeze(2) + token_log_probs).softmax(dim=1)
+    return (doc_log_probs.unsqueeze(2) + token_log_probs.float()).softmax(dim=1)
 
 
 def marginal_logits(logits: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
         self._states = states
         self._attention_mask = attention_mask
         self._doc_log_probs = doc_log_probs
+        self._beams = 1
         # Not a submodule: this object owns no weights.
         self.__dict__["_model"] = model
 
@@ -61,24 +62,30 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
         `attention_mask` is there for generate, which asks for it; rows have no padding.
         """
         groups, n = self._doc_log_probs.shape
-        beams = len(input_ids) // groups
+        self._repeat_contexts(len(input_ids) // groups)
         output = self.__dict__["_model"](
-            encoder_outputs=BaseModelOutput(last_hidden_state=self._per_beam(self._states, beams)),
-            attention_mask=self._per_beam(self._attention_mask, beams),
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._states),
+            attention_mask=self._attention_mask,
             decoder_input_ids=input_ids.repeat_interleave(n, dim=0),
             past_key_values=past_key_values,
             use_cache=True,
         )
         logits = output.logits[:, -1:]
         if n > 1:
-            weights = self._doc_log_probs.repeat_interleave(beams, dim=0)
+            weights = self._doc_log_probs.repeat_interleave(self._beams, dim=0)
             logits = marginal_logits(logits.view(len(input_ids), n, 1, -1), weights)
         return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
 
-    def _per_beam(self, tensor: torch.Tensor, beams: int) -> torch.Tensor:
-        """Rows [G·N, ...] repeated for each beam, [G·K·N, ...]."""
+    def _repeat_contexts(self, beams: int) -> None:
+        """Rows [G·N, ...] once for each beam, [G·K·N, ...]: done at the first token, when generate has chosen K."""
+        if beams == self._beams:
+            return
         groups, n = self._doc_log_probs.shape
-        return tensor.view(groups, n, *tensor.shape[1:]).repeat_interleave(beams, dim=0).flatten(0, 1)
+        for name in ("_states", "_attention_mask"):
+            tensor = getattr(self, name)
+            rows = tensor.view(groups, n, *tensor.shape[1:]).repeat_interleave(beams, dim=0).flatten(0, 1)
+            setattr(self, name, rows)
+        self._beams = beams
 
     def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> EncoderDecoderCache:
         """Follow the beams that survived. Cross-attention stays: all beams of a group attend to the same contexts."""

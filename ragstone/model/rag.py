@@ -5,6 +5,7 @@ Shapes: B questions, N passages per question, D dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,7 +5,9 @@ Shapes: B questions, N passages per question, C candidate answers, T target toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,8 +28,9 @@ from ragstone.model.marginal import (
 
 Marginalisation = Literal["sequence", "token"]
 
-ROWS_AT_ONCE = 256
-"""Candidate-passage pairs that are scored in one pass: enough to fill the processor, few enough for its memory."""
+TOKENS_AT_ONCE = 4096
+"""Target tokens that are scored in one pass: enough to fill the processor, few enough for its memory, of which each
+takes a row over the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Hypothesis:
     """log p(y|x)"""
     posterior: tuple[float, ...]
     """p(z|x,y) of each passage."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that the search proposes, before it is scored."""
+
+    question: int
+    labels: tuple[int, ...]
+    readers: tuple[int, ...]
+    """The passages that it is scored with."""
 
 
 class Reader:
@@ -85,78 +98,103 @@ class Reader:
     def generate(
         self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
     ) -> list[list[Hypothesis]]:
-        """Find answers to B questions from their B·N contexts, best first, at most num_return_sequences each."""
-        n = doc_log_probs.shape[1]
+        """Find answers to B questions from their B·N contexts, at most num_return_sequences each.
+
+        Best first, except that samples stand in the order drawn, repeats included. Passages of prior 0 are not read.
+
+        Raises:
+            InputError: RAG-Token is asked for more answers than it has beams.
+        """
+        with _seeded(decoding.seed, doc_log_probs.device):
+            candidates = self._candidates(contexts, doc_log_probs, decoding)
+        found: list[list[Hypothesis]] = [[] for _ in doc_log_probs]
+        scores = self._score(contexts, doc_log_probs, list(dict.fromkeys(candidates)))
+        for candidate in candidates:
+            found[candidate.question].append(scores[candidate])
+        if self.marginalisation == "sequence" and not decoding.samples:
+            found = [sorted(row, key=lambda hypothesis: -hypothesis.score) for row in found]
+        return [row[: decoding.num_return_sequences] for row in found]
+
+    def _candidates(
+        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
+    ) -> list[Candidate]:
+        """What the search proposes, in the order of questions and then of the search."""
+        readable = doc_log_probs > -torch.inf
+        everyone = [tuple(row.nonzero().flatten().tolist()) for row in readable]
         if self.marginalisation == "token":
+            decoding.refuse_more_answers_than_beams()
             found = self.generator.search(contexts, doc_log_probs, decoding)
+            return [Candidate(i, tuple(row), everyone[i]) for i, rows in enumerate(found) for row in rows]
+        n = doc_log_probs.shape[1]
+        if decoding.samples:
+            # A draw from the marginal: a passage from the prior, then an answer given that passage.
+            drawn = torch.multinomial(doc_log_probs.exp(), decoding.num_return_sequences, replacement=True)
+            rows = (torch.arange(len(drawn), device=drawn.device)[:, None] * n + drawn).flatten()
+            each = dataclasses.replace(decoding, num_return_sequences=1)
         else:
-            # Each passage on its own: groups of one context, which has all the weight.
-            single = self.generator.search(contexts, doc_log_probs.new_zeros(len(contexts), 1), decoding)
-            found = [[row for rows in single[i : i + n] for row in rows] for i in range(0, len(single), n)]
-        candidates = [[list(row) for row in dict.fromkeys(map(tuple, rows))] for rows in found]
-        hypotheses = self._score(contexts, doc_log_probs, candidates)
-        if self.marginalisation == "sequence":
-            if not decoding.thorough:
-                hypotheses = self._fast(hypotheses, found, doc_log_probs)
-            hypotheses = [sorted(row, key=lambda h: -h.score) for row in hypotheses]
-        return [row[: decoding.num_return_sequences] for row in hypotheses]
+            rows = readable.flatten().nonzero().flatten()
+            each = dataclasses.replace(decoding, num_return_sequences=decoding.num_beams)
+        # Each passage on its own: groups of one context, which has all the weight.
+        found = self.generator.search(contexts.select(rows), doc_log_probs.new_zeros(len(rows), 1), each)
+        proposals = [
+            (row // n, tuple(labels), row % n)
+            for row, proposed in zip(rows.tolist(), found, strict=True)
+            for labels in proposed
+        ]
+        if decoding.samples:
+            return [Candidate(question, labels, everyone[question]) for question, labels, _ in proposals]
+        proposers: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for question, labels, passage in proposals:
+            proposers.setdefault((question, labels), []).append(passage)
+        return [
+            Candidate(question, labels, everyone[question] if decoding.thorough else tuple(passages))
+            for (question, labels), passages in proposers.items()
+        ]
 
     def _score(
-        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, candidates: list[list[list[int]]]
-    ) -> list[list[Hypothesis]]:
-        """Score every candidate of every question with every passage of the question."""
-        n = doc_log_probs.shape[1]
-        owners = [question for question, rows in enumerate(candidates) for _ in rows]
-        flat = [row for rows in candidates for row in rows]
-        skipped = [self._preamble(rows) for rows in candidates]
-        scored: list[list[Hypothesis]] = [[] for _ in candidates]
-        step = max(1, ROWS_AT_ONCE // n)
-        for start in range(0, len(flat), step):
-            part, questions = flat[start : start + step], owners[start : start + step]
-            labels = _pad(part, doc_log_probs.device)
-            owner = torch.tensor(questions, device=doc_log_probs.device)
-            rows = owner.unsqueeze(1) * n + torch.arange(n, device=owner.device)
-            per_passage = labels.repeat_interleave(n, dim=0)
-            logits = self.generator.logits(contexts.select(rows.flatten()), per_passage)
-            token_log_probs = target_log_probs(logits, per_passage).view(len(part), n, -1)
-            counted = labels.clone()
-            for i, question in enumerate(questions):
-                counted[i, : skipped[question]] = IGNORED
-            token_log_probs = token_log_probs.masked_fill((counted == IGNORED).unsqueeze(1), 0.0)
-            reading = self._marginalise(token_log_probs, doc_log_probs[owner], counted)
-            values = zip(part, questions, reading.log_likelihood.tolist(), reading.posterior.tolist(), strict=True)
-            for row, question, score, posterior in values:
-                scored[question].append(Hypothesis(tuple(row), score, tuple(posterior)))
+        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, candidates: list[Candidate]
+    ) -> dict[Candidate, Hypothesis]:
+        """log p(y|x) and posterior of every candidate, marginalised over its readers."""
+        opening = self._openings(candidates)
+        scored = {}
+        for part in _parts(candidates):
+            labels = _pad([candidate.labels for candidate in part], doc_log_probs.device)
+            token_log_probs, prior = self._read_pairs(contexts, doc_log_probs, part, labels)
+            for i, candidate in enumerate(part):
+                labels[i, : opening[candidate.question]] = IGNORED
+            token_log_probs = token_log_probs.masked_fill((labels == IGNORED).unsqueeze(1), 0.0)
+            reading = self._marginalise(token_log_probs, prior, labels)
+            values = zip(part, reading.log_likelihood.tolist(), reading.posterior.tolist(), strict=True)
+            for candidate, score, posterior in values:
+                scored[candidate] = Hypothesis(candidate.labels, score, tuple(posterior))
         return scored
 
-    def _preamble(self, candidates: list[list[int]]) -> int:
-        """How many first labels say nothing: the start-of-sequence token, where all candidates begin with it.
+    def _read_pairs(
+        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, part: list[Candidate], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token log-probabilities [C, N, T] of `labels` [C, T] and priors [C, N], -inf where nobody reads."""
+        n, device = doc_log_probs.shape[1], doc_log_probs.device
+        pairs = [(i, reader) for i, candidate in enumerate(part) for reader in candidate.readers]
+        owner, reader = torch.tensor(pairs, device=device).unbind(dim=1)
+        question = torch.tensor([candidate.question for candidate in part], device=device)[owner]
+        pair_labels = labels[owner]
+        logits = self.generator.logits(contexts.select(question * n + reader), pair_labels)
+        token_log_probs = torch.zeros(len(part), n, labels.shape[1], device=device)
+        token_log_probs[owner, reader] = target_log_probs(logits, pair_labels)
+        prior = torch.full((len(part), n), -torch.inf, device=device)
+        prior[owner, reader] = doc_log_probs[question, reader]
+        return token_log_probs, prior
+
+    def _openings(self, candidates: list[Candidate]) -> dict[int, int]:
+        """For each question, how many first labels say nothing: a start-of-sequence token before all its candidates.
 
         RagSequenceForGeneration.generate of transformers leaves it out of the score in the same case.
         """
-        return int(all(len(row) > 1 and self.generator.is_preamble(row[0]) for row in candidates))
-
-    @staticmethod
-    def _fast(
-        hypotheses: list[list[Hypothesis]], found: list[list[list[int]]], doc_log_probs: torch.Tensor
-    ) -> list[list[Hypothesis]]:
-        """Fast decoding (Lewis et al., section 2.5): passages that did not propose an answer count as p(y|x,z) = 0.
-
-        p(z, y|x) is p(z|x,y) p(y|x), so leaving passages out scales the score by the posterior that stays.
-        """
-        n = doc_log_probs.shape[1]
-        result = []
-        for row, rows in zip(hypotheses, found, strict=True):
-            per_passage = len(rows) // n
-            proposers = [{tuple(labels) for labels in rows[z * per_passage : (z + 1) * per_passage]} for z in range(n)]
-            fast = []
-            for hypothesis in row:
-                kept = [p if hypothesis.labels in proposers[z] else 0.0 for z, p in enumerate(hypothesis.posterior)]
-                mass = torch.tensor(sum(kept)).log().item()
-                posterior = tuple(p / sum(kept) if sum(kept) else 0.0 for p in kept)
-                fast.append(Hypothesis(hypothesis.labels, hypothesis.score + mass, posterior))
-            result.append(fast)
-        return result
+        opening = {candidate.question: 1 for candidate in candidates}
+        for candidate in candidates:
+            if len(candidate.labels) < 2 or not self.generator.is_preamble(candidate.labels[0]):
+                opening[candidate.question] = 0
+        return opening
 
     def _marginalise(self, token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor, labels: torch.Tensor) -> Reading:
         if self.marginalisation == "sequence":
@@ -179,8 +217,36 @@ class Reader:
         if self.marginalisation == "sequence":
             means = mean_log_probs(logits, labels.repeat_interleave(n, dim=0)).view(questions, n, -1).sum(dim=2)
             return ((means + doc_log_probs) * vocabulary).logsumexp(dim=1) / vocabulary
+        if n == 1:
+            return mean_log_probs(logits, labels).sum(dim=1)
         marginal = marginal_logits(logits.view(questions, n, -1, vocabulary), doc_log_probs)
         return marginal.mean(dim=-1).masked_fill(labels == IGNORED, 0.0).sum(dim=1)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed`, without a trace in those that others draw; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _parts(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
+    """Candidates in runs of about TOKENS_AT_ONCE padded target tokens over all their readers."""
+    part: list[Candidate] = []
+    pairs = length = 0
+    for candidate in candidates:
+        pairs += len(candidate.readers)
+        length = max(length, len(candidate.labels))
+        if part and pairs * length > TOKENS_AT_ONCE:
+            yield part
+            part, pairs, length = [], len(candidate.readers), len(candidate.labels)
+        part.append(candidate)
+    if part:
+        yield part
 
 
 def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
 from ragstone.model.generator import EncodedContexts
 from ragstone.model.marginal import IGNORED
@@ -27,7 +28,12 @@ class Seq2SeqGenerator:
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """See Generator.tokenize_targets: what the tokenizer gives for target text is what the model calls labels."""
         batch = self.tokenizer(
-            text_target=list(answers), truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+            text_target=list(answers),
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
         )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         return labels.to(self.model.device)
@@ -35,7 +41,7 @@ class Seq2SeqGenerator:
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> EncodedContexts:
         """See Generator.encode. Padded to the longest context of the batch, not to `max_length`."""
         ids = self._context_ids(contexts, max_length)
-        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        batch = self.tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(self.model.device)
         output = self.model.get_encoder()(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True
         )
@@ -65,8 +71,10 @@ class Seq2SeqGenerator:
             bad_words_ids=self._bad_words(decoding),
             **decoding.generation_options(),
         )
-        rows = [self._trim(row) for row in sequences[:, 1:].tolist()]
-        return [rows[i : i + decoding.candidates] for i in range(0, len(rows), decoding.candidates)]
+        ends = search.generation_config.eos_token_id
+        rows = [_trim(row, set(ends) if isinstance(ends, list) else {ends}) for row in sequences[:, 1:].tolist()]
+        each = decoding.num_return_sequences
+        return [rows[i : i + each] for i in range(0, len(rows), each)]
 
     def text(self, labels: Sequence[int]) -> str:
         """See Generator.text."""
@@ -77,16 +85,22 @@ class Seq2SeqGenerator:
         return label == self.model.config.bos_token_id
 
     def _context_ids(self, contexts: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
-        """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage."""
+        """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage.
+
+        Only when the passage is used up is the end of the question cut.
+        """
         joined = self.tokenizer([head + tail for head, tail in contexts], return_special_tokens_mask=True)
         ids: list[list[int]] = joined["input_ids"]
         for row, special in enumerate(joined["special_tokens_mask"]):
             surplus = len(ids[row]) - max_length
             if surplus > 0:
-                closing = len(special) - max((i for i, flag in enumerate(special) if not flag), default=-1) - 1
-                kept = len(self.tokenizer(contexts[row][1], add_special_tokens=False)["input_ids"]) + closing
-                cut = max(len(ids[row]) - kept, surplus)
-                ids[row] = (ids[row][: cut - surplus] + ids[row][cut:])[-max_length:]
+                opening, closing = _special_ends(special)
+                end = len(special) - closing
+                question = len(self.tokenizer(contexts[row][1], add_special_tokens=False)["input_ids"])
+                passage_end = max(end - question, opening)
+                cut = max(passage_end - surplus, opening)
+                kept = ids[row][:cut] + ids[row][passage_end:end]
+                ids[row] = kept[: max_length - closing] + ids[row][end:]
         return ids
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
@@ -96,7 +110,13 @@ class Seq2SeqGenerator:
 
     def _start_token(self) -> int:
         configs = (self.model.generation_config, self.model.config)
-        return next(c.decoder_start_token_id for c in configs if c.decoder_start_token_id is not None)
+        start = next((c.decoder_start_token_id for c in configs if c.decoder_start_token_id is not None), None)
+        if start is None:
+            raise InputError(
+                f"The {self.model.config.model_type} generator's config names no decoder_start_token_id; set it in "
+                "its config.json (BART starts with its end token, T5 with its padding token)."
+            )
+        return start
 
     def _bad_words(self, decoding: Decoding) -> list[list[int]] | None:
         bos = self.model.config.bos_token_id
@@ -104,9 +124,27 @@ class Seq2SeqGenerator:
             return None if bos is None else [[bos, bos]]
         return [list(words) for words in decoding.bad_words_ids] or None
 
-    def _trim(self, labels: list[int]) -> list[int]:
-        """Labels without the padding behind their end."""
-        end = len(labels)
-        while end > 0 and labels[end - 1] == self.model.config.pad_token_id:
-            end -= 1
-        return labels[:end]
+
+def refuse_decoder_only(name: str, config: Any) -> None:
+    """Refuse a generator that has no encoder.
+
+    Raises:
+        InputError: names the model and what to take instead.
+    """
+    if not config.is_encoder_decoder:
+        raise InputError(
+            f"{name} is a {config.model_type} model, which is no sequence-to-sequence generator; take one that has an "
+            "encoder and a decoder, such as BART or T5."
+        )
+
+
+def _special_ends(special: Sequence[int]) -> tuple[int, int]:
+    """How many tokens at the start and at the end of a context the tokenizer added."""
+    text = [i for i, flag in enumerate(special) if not flag]
+    return (text[0], len(special) - text[-1] - 1) if text else (len(special), 0)
+
+
+def _trim(labels: list[int], ends: set[int]) -> list[int]:
+    """Labels up to their first end token; behind it is padding."""
+    end = next((i for i, label in enumerate(labels) if label in ends), len(labels))
+    return labels[: end + 1]
