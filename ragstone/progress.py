@@ -38,6 +38,11 @@ class ProgressBar:
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task, amount)
 
+    def move_to(self, amount: float) -> None:
+        """Move the bar to `amount` units from its beginning."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=amount)
+
     def note(self, text: str) -> None:
         """Show `text` (a loss, a score) behind the bar."""
         if self._progress is not None and self._task is not None:

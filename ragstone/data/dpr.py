@@ -8,6 +8,7 @@ so that memory does not grow with them. Knows nothing about tensors.
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from typing import IO, Any, NamedTuple, cast
 
 from ragstone.data.byte_stream import BrokenStream, CheckedStream
 from ragstone.errors import InputError
+from ragstone.progress import progress_bar
 
 GZIP_MAGIC = b"\x1f\x8b"
+MEGABYTE = 1e6
 
 
 class Context(NamedTuple):
@@ -65,13 +68,14 @@ def read_dpr(path: Path) -> Iterator[DprEntry]:
     import ijson
 
     number = 0
-    with _open(path) as file:
-        stream = CheckedStream(file)
+    with _open(path) as (file, content), progress_bar(f"read {path.name} (MB)", _megabytes(file)) as bar:
+        stream = CheckedStream(content)
         try:
             if not stream.starts_with(b"["):
                 raise InputError(f"{path} does not begin with '[': DPR's data is a JSON array of entries.")
             for number, value in enumerate(ijson.items(stream, "item", use_float=True), start=1):
                 yield _entry(value, number, path)
+                bar.move_to(file.tell() / MEGABYTE)
         except BrokenStream as error:
             raise InputError(f"{path}, {stream.place(error.offset)} (after entry {number}): {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -108,7 +112,8 @@ def read_examples(paths: Iterable[Path], num_hard_negatives: int) -> Iterator[Re
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The file and its content, which is another stream where the file is gzipped."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -116,9 +121,14 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     with file:
         if file.peek(2)[:2] == GZIP_MAGIC:
             with gzip.open(file) as unzipped:
-                yield cast(IO[bytes], unzipped)
+                yield file, cast(IO[bytes], unzipped)
         else:
-            yield file
+            yield file, file
+
+
+def _megabytes(file: IO[bytes]) -> float | None:
+    """The size of a file; None for what has none, such as a pipe."""
+    return os.fstat(file.fileno()).st_size / MEGABYTE or None
 
 
 def _entry(value: Any, number: int, path: Path) -> DprEntry:
