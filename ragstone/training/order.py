@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
-from ragstone.types import Example
+Item = TypeVar("Item")
 
 
 def epoch_batches(
-    examples: Sequence[Example], batch_size: int, seed: int, epoch: int, first: int = 0
-) -> Iterator[list[Example]]:
+    examples: Sequence[Item], batch_size: int, seed: int, epoch: int, first: int = 0
+) -> Iterator[list[Item]]:
     """The batches of an epoch from batch `first` on; the last one may be smaller.
 
     The order depends on seed and epoch alone, so that a resumed run goes on where it stopped.
