@@ -6,6 +6,7 @@ Shapes: B questions.
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -20,7 +21,8 @@ Ranks = npt.NDArray[np.int64]
 """[B] where the first hit stands, counted from 1; 0 where there is none."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = regex.compile(r"\b(?:a|an|the)\b")
+# The standard library's idea of a word, as in the published script; regex counts combining marks as letters.
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _DPR_TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 

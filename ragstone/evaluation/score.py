@@ -12,7 +12,6 @@ from ragstone.evaluation import metrics
 from ragstone.evaluation.bootstrap import bootstrap_interval, paired_difference
 from ragstone.evaluation.metrics import PerQuestion
 
-RECALL_AT = (1, 5, 20, 100)
 SIGNIFICANCE = 0.05
 
 Measures = Mapping[str, PerQuestion]
@@ -65,10 +64,10 @@ def measure_titles(titles: Sequence[Sequence[str]], golds: Sequence[Sequence[str
     }
 
 
-def measure_passages(texts: Iterable[Sequence[str]], golds: Sequence[Sequence[str]], n_docs: int) -> Measures:
-    """Recall@k and reciprocal rank of passages that contain an answer, for k as far as `n_docs` reaches."""
+def measure_passages(texts: Iterable[Sequence[str]], golds: Sequence[Sequence[str]], depths: Iterable[int]) -> Measures:
+    """Recall@k for each k of `depths`, and reciprocal rank, of passages that contain an answer."""
     ranks = metrics.answer_ranks(texts, golds)
-    recalls = {f"recall_at_{k}": metrics.hits_at_k(ranks, k) for k in RECALL_AT if k <= n_docs}
+    recalls = {f"recall_at_{k}": metrics.hits_at_k(ranks, k) for k in depths}
     return {**recalls, "mrr_answer": metrics.reciprocal_ranks(ranks)}
 
 
