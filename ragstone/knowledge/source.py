@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from ragstone.errors import InputError
 from ragstone.index.vector_index import VectorIndex
-from ragstone.knowledge.manifest import Manifest, checksum
+from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.store import PassageStore
 
 PASSAGES_NAME = "my_knowledge_dataset"
@@ -47,10 +48,19 @@ class KnowledgeSource:
         return self.store.dimension
 
     def fingerprint(self) -> str:
-        """A short text that differs between sources with different content."""
-        if self.manifest is None:
-            return f"{self.store.folder}:{len(self)}x{self.dimension}"
-        return checksum(self.folder / "knowledge.json")[:32]
+        """A short text that differs between sources with different content, and changes when one is built anew.
+
+        A manifest stands for the files that it lists; any others are told apart by name, size and time of change,
+        since reading them would take minutes.
+        """
+        listed = self.manifest is not None and self.index_path.resolve() == (self.folder / INDEX_NAME).resolve()
+        files = [] if self.manifest else sorted(self.store.folder.iterdir())
+        files += [] if listed else [self.index_path]
+        digest = hashlib.sha256(b"" if self.manifest is None else checksum(self.folder / FILE_NAME).encode())
+        for path in files:
+            status = path.stat()
+            digest.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:32]
 
     def refuse_other_encoder(self, dimension: int, passage_encoder_fingerprint: str | None, model_name: str) -> None:
         """Refuse a question encoder whose passage encoder did not build this source.

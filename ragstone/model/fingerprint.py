@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
-from torch import nn
+NOT_SETTINGS = ("transformers_version", "_from_model_config")
+"""What a generation config holds besides settings."""
 
 
-def fingerprint(module: nn.Module, *settings: object) -> str:
-    """Hash of a module's weights and of the text of `settings`."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in sorted(module.state_dict().items()):
+def fingerprint(generator: Any, *settings: object) -> str:
+    """Hash of a transformers generator's weights and generation config, and of the text of `settings`."""
+    generation = generator.generation_config.to_diff_dict()
+    decoding = sorted((key, repr(value)) for key, value in generation.items() if key not in NOT_SETTINGS)
+    digest = hashlib.sha256(repr((settings, decoding)).encode())
+    for name, tensor in sorted(generator.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:32]
