@@ -243,7 +243,10 @@ def _print(settings: EvalSettings, prediction: Prediction) -> None:
         print(f"Q: {prediction.question} - A: {prediction.line}")
     if settings.print_docs:
         for found in prediction.passages:
-            print(f"   [{found.passage.id}] {found.passage.title} / {found.passage.text} (prior {found.prior:.3f})")
+            weights = f"prior {found.prior:.3f}"
+            if settings.eval_mode == "e2e":
+                weights += f", posterior {found.posterior:.3f}"
+            print(f"   [{found.passage.id}] {found.passage.title} / {found.passage.text} ({weights})")
 
 
 def _save(settings: EvalSettings, evaluation: Evaluation, file: PredictionFile, questions: int) -> None:
