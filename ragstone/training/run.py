@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 
 from ragstone.data.examples import Split, read_examples
-from ragstone.data.whole_files import write_lines, write_text
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
 from ragstone.evaluation.score import measure_answers
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.output import refuse_used_folder, write_lines, write_text
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
 from ragstone.training.loop import LoopSettings, Trainer, Validation, answer_examples
 from ragstone.training.optimizer import OptimizerSettings
@@ -200,14 +200,8 @@ class _Metrics:
 
 
 def _refuse_used_folder(plan: RunPlan) -> None:
-    folder = plan.folder
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"The output folder {folder} is a file; give --output_dir a new or an empty folder.")
-    if plan.trains and not plan.resumes and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"The output folder {folder} is not empty; give --output_dir a new or an empty folder, or go on with the "
-            "run in it with --resume."
-        )
+    if plan.trains and not plan.resumes:
+        refuse_used_folder(plan.folder, "--output_dir (or --resume to go on with the run in it)")
 
 
 def _device(plan: RunPlan) -> torch.device:
