@@ -251,7 +251,7 @@ def _print(settings: EvalSettings, prediction: Prediction) -> None:
 
 def _save(settings: EvalSettings, evaluation: Evaluation, file: PredictionFile, questions: int) -> None:
     """Metrics and settings beside the predictions."""
-    from ragstone.data.whole_files import write_text
+    from ragstone.output import write_text
 
     record = {
         "model": evaluation.model,

@@ -49,6 +49,11 @@ class VectorIndex:
         except RuntimeError as error:
             raise InputError(f"{path} is not a FAISS index; build it again with ragstone build-knowledge.") from error
 
+    @property
+    def faiss_index(self) -> Any:
+        """The FAISS index itself."""
+        return self._index
+
     def __len__(self) -> int:
         return int(self._index.ntotal)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ragstone.errors import InputError
 from ragstone.types import FloatArray, Passage
@@ -132,6 +133,25 @@ class PassageStore:
         """All vectors in order, as views [*, D] of the map."""
         for number in range(len(self._batches)):
             yield self._batch_vectors(number)
+
+    def check_texts(self) -> int:
+        """Read every title and text; the number of passages without text.
+
+        Raises:
+            InputError: a shard with text that is not UTF-8, or with offsets that point outside of it.
+        """
+        empty = 0
+        for number, batch in enumerate(self._batches):
+            try:
+                batch.validate(full=True)
+            except pa.ArrowInvalid as error:
+                rows = f"rows {self._starts[number]} to {self._starts[number + 1] - 1}"
+                raise InputError(
+                    f"{self.folder} is damaged in {rows} ({error}); build the knowledge source again."
+                ) from error
+            lengths = pc.fill_null(pc.binary_length(batch.column("text")), 0)
+            empty += int(pc.sum(pc.equal(lengths, 0)).as_py())
+        return empty
 
     def _passage(self, row: int) -> Passage:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1

@@ -1,0 +1,123 @@
+"""Checking a checkpoint: a RAG model, a generator alone or a text encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ragstone.encoders.load import load_encoder, pretrained
+from ragstone.errors import InputError
+from ragstone.model.checkpoint import load_checkpoint
+from ragstone.model.open import ModelRequest, open_model
+from ragstone.progress import track
+
+REMEDY = "copy it again from where it was saved, or save the checkpoint again"
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What a sound checkpoint holds."""
+
+    folder: Path
+    model_type: str
+    """rag_sequence, rag_token, or the architecture of a generator or text encoder."""
+    files: int
+    """Files of weights."""
+    safetensors: bool
+    """Whether the weights are safetensors; else they are pickled, which Ragstone reads as weights only."""
+    tensors: int
+    parameters: int
+    vocabularies: dict[str, tuple[int, int]]
+    """Part to the numbers of its tokenizer's tokens and of its embeddings."""
+
+
+def verify_checkpoint(folder: Path) -> CheckpointReport:
+    """Check a checkpoint: files whole, all weights finite and there, tokenizers that fit the vocabularies.
+
+    Raises:
+        InputError: a damaged checkpoint; names the file and what to do.
+    """
+    from transformers import AutoConfig
+
+    files = _weight_files(folder)
+    tensors = parameters = 0
+    for path in track(files, "Weights"):
+        for name, tensor in _tensors(path):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise InputError(f"{path} is damaged: {name} holds numbers that are not finite; {REMEDY}.")
+            tensors += 1
+            parameters += tensor.numel()
+    config = pretrained(AutoConfig, str(folder), "config.json")
+    model_type, parts = _open(folder, config)
+    vocabularies = {}
+    for part, (model, tokenizer) in parts.items():
+        # The highest id counts: a vocabulary may have gaps.
+        tokens, embeddings = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+        if tokens > embeddings:
+            raise InputError(
+                f"The tokenizer of the {part} in {folder} has {tokens} tokens, but the {part} knows {embeddings}; put "
+                "the tokenizer there that it was trained with."
+            )
+        vocabularies[part] = (tokens, embeddings)
+    safe = all(path.suffix == ".safetensors" for path in files)
+    return CheckpointReport(folder, model_type, len(files), safe, tensors, parameters, vocabularies)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: one, or all that an index lists."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return _listed(index)
+    raise InputError(f"{folder} holds a config.json but no weights (model.safetensors); {REMEDY}.")
+
+
+def _listed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is damaged; {REMEDY}.") from error
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index.parent / name} is missing, but {index.name} lists it; {REMEDY}.")
+    return [index.parent / name for name in names]
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights in a file, one in memory at a time where the format allows it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                    yield name, file.get_tensor(name)
+        else:
+            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(f"{path} is damaged or cut off ({reason}); {REMEDY}.") from error
+
+
+def _open(folder: Path, config: Any) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The checkpoint's type, and its models with their tokenizers by part."""
+    if config.model_type == "rag":
+        checkpoint = load_checkpoint(str(folder))
+        encoder, generator = checkpoint.question_encoder, checkpoint.generator
+        parts = {
+            "question encoder": (encoder.model, encoder.tokenizer),
+            "generator": (generator.model, generator.tokenizer),
+        }
+        return checkpoint.model_type, parts
+    if config.is_encoder_decoder:
+        model: Any = open_model(ModelRequest(str(folder), device=torch.device("cpu")))
+        return config.model_type, {"generator": (model.generator.model, model.generator.tokenizer)}
+    encoder = load_encoder(str(folder), "passage")
+    return config.model_type, {"encoder": (encoder.model, encoder.tokenizer)}
