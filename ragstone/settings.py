@@ -6,12 +6,12 @@ Knows nothing about any command: it takes the dataclass that describes one.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ragstone.errors import InputError
+from ragstone.flags import Flag, check_values, flags_of, read_flags, refuse_missing
 
 S = TypeVar("S")
 
@@ -19,29 +19,31 @@ S = TypeVar("S")
 def parse_settings(settings_class: type[S], arguments: Sequence[str], program: str, description: str) -> S:
     """Fill `settings_class` from command line `arguments`.
 
-    `--config FILE.yaml` gives defaults for the other flags. Flags may be spelt with underscores or dashes. Prints and
-    exits with code 2 on unknown flags and wrong types, with 0 after `--help`.
+    `--config FILE.yaml` gives defaults for the other flags. How flags may be spelt stands in ragstone.flags. Prints
+    and exits with code 0 after `--help`.
 
     Raises:
-        InputError: the YAML file is missing, malformed or names an unknown setting, or the class's own checks fail.
+        InputError: a flag that there is not, one with a wrong value, or a required one missing; the YAML file is
+            missing, malformed or has such a flag; or the class's own checks fail.
     """
     import tyro
 
-    remaining, config_path = _take_config_flag(list(arguments))
-    defaults = [] if config_path is None else _flags_of_file(settings_class, config_path)
+    flags = flags_of(settings_class)
+    words = list(arguments)
+    if "-h" not in words and "--help" not in words:
+        remaining, config_path = _take_config_flag(words)
+        given = {} if config_path is None else _read_settings_file(flags, config_path)
+        given |= read_flags(remaining, flags)
+        refuse_missing(given, flags)
+        words = [word for name, values in given.items() for word in flags[name].words(values)]
     return tyro.cli(
         settings_class,
-        args=[*defaults, *remaining],
+        args=words,
         prog=program,
         description=f"{description}\n\n--config FILE.yaml gives defaults that flags override.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-
-
-def plain_settings(settings: Any) -> dict[str, Any]:
-    """The settings as YAML can hold them: paths as text, tuples as lists."""
-    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
 def save_settings(settings: Any, path: Path) -> None:
@@ -50,6 +52,11 @@ def save_settings(settings: Any, path: Path) -> None:
 
     values = plain_settings(settings)
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """The settings as YAML can hold them: paths as text, tuples as lists."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
 def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -63,8 +70,8 @@ def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
-def _flags_of_file(settings_class: type[Any], path: Path) -> list[str]:
-    """The YAML file's entries as flags, so that one parser checks both."""
+def _read_settings_file(flags: dict[str, Flag], path: Path) -> dict[str, list[str]]:
+    """The values that a YAML file gives to each flag; an empty entry gives none."""
     import yaml
 
     try:
@@ -74,24 +81,21 @@ def _flags_of_file(settings_class: type[Any], path: Path) -> list[str]:
     except yaml.YAMLError as error:
         raise InputError(f"The settings file {path} is not YAML: {' '.join(str(error).split())}.") from error
     if values is None:
-        return []
+        return {}
     if not isinstance(values, dict):
         raise InputError(f"The settings file {path} must hold lines of the form 'name: value'.")
-    known = {field.name for field in dataclasses.fields(settings_class)}
-    flags: list[str] = []
+    given: dict[str, list[str]] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in known:
+        if name not in flags:
             raise InputError(f"The settings file {path} names {key!r}, which this command does not know; see --help.")
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        else:
-            flags.append(f"--{name}={value}")
-    return flags
+        if value is not None:
+            texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+            try:
+                given[name] = check_values(flags[name], texts)
+            except InputError as error:
+                raise InputError(f"The settings file {path}: {error}") from error
+    return given
 
 
 def _plain(value: Any) -> Any:
@@ -100,8 +104,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def command_line() -> str:
-    """The command as it was typed, for records of a run."""
-    return " ".join(["ragstone", *sys.argv[1:]])
