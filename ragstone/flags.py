@@ -31,6 +31,8 @@ class Flag:
     optional: bool
     """None is a value."""
     required: bool
+    positional: bool = False
+    """A value without a flag before it is this one's."""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -60,9 +62,13 @@ def read_flags(words: Sequence[str], flags: dict[str, Flag]) -> dict[str, list[s
         InputError: an unknown flag, a value without a flag, too few or too many values, or one of the wrong type.
     """
     found: dict[str, list[str]] = {}
+    positional = next((flag.name for flag in flags.values() if flag.positional), None)
     rest = list(words)
     while rest:
         word = rest.pop(0)
+        if not _is_flag(word) and positional is not None and positional not in found:
+            found[positional] = [word]
+            continue
         if not _is_flag(word):
             raise InputError(f"{word!r} belongs to no flag; put the name of one before it, see --help.")
         spelt, equals, value = word.partition("=")
@@ -107,7 +113,8 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Flag:
     kind = next(kind for kind in kinds if kind is not type(None))
     many = get_origin(kind) in (list, tuple)
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    return Flag(field.name, get_args(kind)[0] if many else kind, many, optional, required)
+    positional = bool(field.metadata.get("positional"))
+    return Flag(field.name, get_args(kind)[0] if many else kind, many, optional, required, positional)
 
 
 def _is_flag(word: str) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tyro.conf import Positional
 
 from ragstone.errors import InputError
 
@@ -17,8 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifySettings:
-    path: Positional[Path]
-    """Folder of a knowledge source or of a checkpoint."""
+    path: Path = field(metadata={"positional": True})
+    """Folder of a knowledge source or of a checkpoint; may be given without --path before it."""
 
 
 def verify(settings: VerifySettings) -> SourceReport | CheckpointReport:
@@ -54,13 +52,13 @@ def show(result: SourceReport | CheckpointReport) -> None:
 
 def _of_source(report: SourceReport) -> list[tuple[str, str]]:
     manifest, recall = report.manifest, report.recall
-    built = "not known: no knowledge.json" if manifest is None else f"by {manifest.encoder}"
+    built = "" if manifest is None else f", by {manifest.encoder}"
     checked = f"{report.files} files as they were built" if report.files else "none to compare: no knowledge.json"
     return [
         ("knowledge source", str(report.folder)),
         ("checksums", checked),
         ("passages", f"{report.passages:,}" + (f", {report.without_text:,} without text" * bool(report.without_text))),
-        ("vectors", f"{report.dimension} dimensions, all finite, {built}"),
+        ("vectors", f"{report.dimension} dimensions, all finite{built}"),
         ("index", report.index),
         ("recall@5, @20", f"{recall['recall@5']:.3f}, {recall['recall@20']:.3f} against exact search on a sample"),
         ("search", f"{recall['queries_per_second']:,.0f} queries per second"),
