@@ -1,0 +1,211 @@
+"""ragstone demo: the whole job on an invented almanac, on two cores in minutes, by the commands a user would type."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragstone.errors import InputError
+from ragstone.output import refuse_used_folder, write_lines, write_text
+from ragstone.settings import parse_settings
+
+if TYPE_CHECKING:
+    from ragstone.demo.almanac import Entity, Question
+
+RETRIEVER_EPOCHS = 2
+VALIDATED, TESTED = 60, 200
+"""Entities that validation and test ask about; training asks about the others."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    output_dir: Path = Path("demo")
+    """Folder for everything the demo makes; new or empty."""
+    entities: int = 3000
+    """Articles of the almanac."""
+    max_steps: int = 700
+    """Optimiser steps of fine-tuning."""
+    seed: int = 7
+    """Of the almanac and of training."""
+
+    def __post_init__(self) -> None:
+        if self.entities < 2 * (VALIDATED + TESTED):
+            raise InputError(f"--entities is {self.entities}, but must be at least {2 * (VALIDATED + TESTED)}.")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo measured, in percent."""
+
+    folder: Path
+    test_em: float
+    test_f1: float
+    precision_at_1: float
+    swapped_em: float
+    """Right under the new facts, after the knowledge source was swapped without training."""
+    stale_em: float
+    """Still the old fact after the swap."""
+    seconds: float
+
+
+def demo(settings: DemoSettings) -> Demo:
+    """Invent an almanac, train a retriever and a generator on it, evaluate, ask, and swap the facts."""
+    began = time.perf_counter()
+    folder, seed = settings.output_dir, settings.seed
+    refuse_used_folder(folder, "--output_dir")
+    _print_title("An invented almanac, with questions; the test asks about entities that training never asks about")
+    tested = _write_almanac(settings)
+    data, retriever = folder / "data", folder / "retriever"
+    knowledge, changed = folder / "knowledge", folder / "knowledge_changed"
+
+    _print_title("A retriever: question and passage encoder, from scratch")
+    _ragstone(
+        f"train-retriever --train_path {folder}/retriever.json --output_dir {retriever} --batch_size 64 "
+        f"--num_train_epochs {RETRIEVER_EPOCHS} --seed {seed}"
+    )
+    _print_title("The almanac as a searchable knowledge source")
+    build = f"build-knowledge --dpr_ctx_encoder_model_name {retriever}/passage_encoder --index flat"
+    _ragstone(f"{build} --csv_path {folder}/almanac.tsv --output_dir {knowledge}")
+
+    _print_title("A small generator from scratch, joined with the question encoder")
+    _ragstone(
+        f"new-generator --dest {folder}/generator --csv_path {folder}/almanac.tsv --data_dir {data} --vocab_size 1500 "
+        f"--seed {seed}"
+    )
+    _ragstone(
+        f"consolidate --model_type rag_sequence --dest {folder}/rag --generator_name_or_path {folder}/generator "
+        f"--question_encoder_name_or_path {retriever}/question_encoder"
+    )
+    _print_title("Both fine-tuned together, the passages marginalised out")
+    _ragstone(
+        f"finetune --data_dir {data} --output_dir {folder}/run --model_name_or_path {folder}/rag "
+        f"--passages_path {knowledge} --n_docs 2 --train_batch_size 32 --max_steps {settings.max_steps} "
+        f"--num_train_epochs 100 --learning_rate 1e-3 --warmup_steps 100 --dropout 0 --num_beams 1 "
+        f"--val_check_interval {settings.max_steps // 2} --seed {seed}"
+    )
+    _print_title("How well it retrieves and answers")
+    best = folder / "run" / "best"
+    evaluate = f"eval --model_name_or_path {best} --evaluation_set {data}/test.source --num_beams 2"
+    retrieved = _ragstone(
+        f"{evaluate} --eval_mode retrieval --gold_data_path {data}/test.pages --predictions_path {folder}/test.titles"
+    )
+    answered = _ragstone(
+        f"{evaluate} --gold_data_path {data}/test.gold_qa.tsv --predictions_path {folder}/test.predictions"
+    )
+    _print_title("Questions, with the passages behind the answers")
+    for question in tested[:3]:
+        _ragstone(f"ask --model_name_or_path {best} --question {shlex.quote(question.text)}")
+
+    _print_title("Other facts: the knowledge source is swapped, the model stays as it is")
+    _ragstone(f"{build} --csv_path {folder}/almanac_changed.tsv --output_dir {changed}")
+    after = f"{evaluate} --passages_path {changed} --predictions_path {folder}/changed.predictions"
+    swapped = _ragstone(f"{after} --gold_data_path {data}/changed.gold_qa.tsv")
+    stale = _ragstone(f"{after} --gold_data_path {data}/test.gold_qa.tsv")
+    _ragstone(f"ask --model_name_or_path {best} --passages_path {changed} --question {shlex.quote(tested[0].text)}")
+
+    result = Demo(
+        folder,
+        test_em=_value(answered, "em"),
+        test_f1=_value(answered, "f1"),
+        precision_at_1=_value(retrieved, "precision_at_1"),
+        swapped_em=_value(swapped, "em"),
+        stale_em=_value(stale, "em"),
+        seconds=round(time.perf_counter() - began, 1),
+    )
+    write_text(folder / "metrics.json", json.dumps(_numbers(result), indent=2) + "\n")
+    return result
+
+
+def show(result: Demo) -> None:
+    """Print the numbers that metrics.json holds."""
+    _print_title(f"Summary, also in {result.folder / 'metrics.json'}")
+    for name, value in _numbers(result).items():
+        print(f"{name:<15} {value:.1f}")
+
+
+def _numbers(result: Demo) -> dict[str, float]:
+    names = ("test_em", "test_f1", "precision_at_1", "swapped_em", "stale_em", "seconds")
+    return {name: getattr(result, name) for name in names}
+
+
+def _value(evaluated: Any, metric: str) -> float:
+    return round(float(evaluated.evaluations[0].scores[metric].value), 2)
+
+
+def _print_title(title: str) -> None:
+    print(f"\n== {title}\n", flush=True)
+
+
+def _ragstone(line: str) -> Any:
+    """Show a command line, run it as the command line would, and return its result."""
+    print(f"$ ragstone {line}", flush=True)
+    name, *words = shlex.split(line)
+    module_name = name.replace("-", "_")
+    module = importlib.import_module(f"ragstone.commands.{module_name}")
+    function = getattr(module, module_name)
+    settings_class = getattr(module, "".join(part.capitalize() for part in name.split("-")) + "Settings")
+    result = function(parse_settings(settings_class, words, f"ragstone {name}", function.__doc__ or ""))
+    module.show(result)
+    print(flush=True)
+    return result
+
+
+def _write_almanac(settings: DemoSettings) -> list[Question]:
+    """Write documents, question-answer pairs and retriever data; the test questions."""
+    from ragstone.demo.almanac import ask_about, change_facts, invent_entities
+
+    folder, seed = settings.output_dir, settings.seed
+    entities = invent_entities(settings.entities, seed)
+    changed = change_facts(entities, seed + 1)
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    _write_documents(folder / "almanac.tsv", entities, seed)
+    _write_documents(folder / "almanac_changed.tsv", changed, seed + 1)
+    train = entities[VALIDATED + TESTED :]
+    parts = {"test": entities[:TESTED], "val": entities[TESTED : TESTED + VALIDATED], "train": train}
+    for split, part in parts.items():
+        questions = [question for entity in part for question in ask_about(entity, seed)]
+        write_lines(data / f"{split}.source", [question.text for question in questions])
+        write_lines(data / f"{split}.target", [question.answer for question in questions])
+    tested = [question for entity in parts["test"] for question in ask_about(entity, seed)]
+    new = [question for entity in changed[:TESTED] for question in ask_about(entity, seed)]
+    write_lines(data / "test.pages", [question.entity for question in tested])
+    for name, questions in (("test", tested), ("changed", new)):
+        write_lines(data / f"{name}.gold_qa.tsv", [f"{q.text}\t{[q.answer]!r}" for q in questions])
+    write_text(folder / "retriever.json", json.dumps(_retriever_data(train, seed), indent=1) + "\n")
+    print(f"{folder / 'almanac.tsv'}: {len(entities):,} articles, such as")
+    print((folder / "almanac.tsv").read_text(encoding="utf-8").split("\n", 1)[0].replace("\t", ": "))
+    print(f"{data}: {sum(len(e.facts) for e in train):,} questions to train on, {len(tested):,} to test with, such as")
+    print(f"{tested[0].text} {tested[0].answer}")
+    return tested
+
+
+def _write_documents(path: Path, entities: Sequence[Entity], seed: int) -> None:
+    from ragstone.demo.almanac import write_article
+
+    write_lines(path, [f"{entity.name}\t{write_article(entity, seed)}" for entity in entities])
+
+
+def _retriever_data(entities: Sequence[Entity], seed: int) -> list[dict[str, Any]]:
+    """DPR's format; the hard negative is the article of another entity of the same kind."""
+    from ragstone.demo.almanac import ask_about, write_article
+
+    kinds = len({entity.kind.name for entity in entities})
+    articles = [{"title": entity.name, "text": write_article(entity, seed)} for entity in entities]
+    return [
+        {
+            "question": question.text,
+            "answers": [question.answer],
+            "positive_ctxs": [articles[row]],
+            "negative_ctxs": [],
+            "hard_negative_ctxs": [articles[(row + kinds) % len(articles)]],
+        }
+        for row, entity in enumerate(entities)
+        for question in ask_about(entity, seed)
+    ]

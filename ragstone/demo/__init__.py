@@ -1,0 +1,1 @@
+"""The invented almanac that `ragstone demo` works on. Knows nothing about models."""
