@@ -36,5 +36,5 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp32":
         return nullcontext()
     if precision == "fp16" and device.type == "cpu":
-        raise InputError("fp16 needs a GPU; on a CPU use bf16 (--bf16) or leave the precision alone.")
+        raise InputError("fp16 needs a GPU; on a CPU use bf16 or leave the precision alone.")
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
