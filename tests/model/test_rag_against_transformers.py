@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from transformers import RagRetriever, RagSequenceForGeneration, RagTokenForGeneration
 
 from ragstone.model.decoding import Decoding
-from ragstone.model.open import ModelRequest, open_model
 from ragstone.types import Passage
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was the king of the hill ?"]
@@ -18,12 +18,9 @@ ANSWERS = ["otto", "the old river", "mara was king"]
 CLASSES = {"rag_sequence": RagSequenceForGeneration, "rag_token": RagTokenForGeneration}
 
 
-@pytest.fixture(params=["rag_sequence", "rag_token"])
-def pair(request: pytest.FixtureRequest, checkpoint_folder: Path, source_folder: Path) -> tuple[Any, Any]:
-    """The same checkpoint in Ragstone and in transformers, over the same knowledge source."""
-    ours = open_model(
-        ModelRequest(str(checkpoint_folder), model_type=request.param, passages_path=str(source_folder), n_docs=3)
-    )
+@pytest.fixture
+def theirs(model_type: str, checkpoint_folder: Path, source_folder: Path) -> Any:
+    """The tiny checkpoint in transformers' class for `model_type`, over the same knowledge source."""
     retriever = RagRetriever.from_pretrained(
         str(checkpoint_folder),
         index_name="custom",
@@ -31,19 +28,19 @@ def pair(request: pytest.FixtureRequest, checkpoint_folder: Path, source_folder:
         index_path=str(source_folder / "my_knowledge_dataset_hnsw_index.faiss"),
         n_docs=3,
     )
-    theirs = CLASSES[request.param].from_pretrained(str(checkpoint_folder), retriever=retriever, n_docs=3).eval()
-    return ours, theirs
+    return CLASSES[model_type].from_pretrained(str(checkpoint_folder), retriever=retriever, n_docs=3).eval()
 
 
-def test_loss_and_gradients(pair: tuple[Any, Any]) -> None:
-    ours, theirs = pair
-    loss = ours(QUESTIONS, ANSWERS)
-    loss.loss.backward()
-    labels = ours.generator.tokenize_targets(ANSWERS, 25).masked_fill_(
-        ours.generator.tokenize_targets(ANSWERS, 25) == -100, 1
-    )
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_loss_and_gradients(open_rag: Callable[..., Any], theirs: Any, label_smoothing: float) -> None:
+    ours = open_rag(label_smoothing=label_smoothing)
+    result = ours(QUESTIONS, ANSWERS)
+    result.loss.backward()
+    labels = ours.generator.tokenize_targets(ANSWERS, 25)
+    labels = labels.masked_fill(labels == -100, 1)
     start = torch.full((len(labels), 1), 2)
     inputs = ours.question_encoder.tokenize(QUESTIONS)
+    theirs.config.label_smoothing = label_smoothing
     expected = theirs(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -52,45 +49,68 @@ def test_loss_and_gradients(pair: tuple[Any, Any]) -> None:
         n_docs=3,
     ).loss
     expected.backward()
-    torch.testing.assert_close(loss.loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=0)
+    assert (result.nll == pytest.approx(result.loss.item())) is (label_smoothing == 0)
     compared = 0
     for mine, other in (
         (ours.question_encoder.model, theirs.rag.question_encoder),
         (ours.generator.model, theirs.rag.generator),
     ):
         gradients = {name: parameter.grad for name, parameter in other.named_parameters() if parameter.grad is not None}
-        # Some gradients are zero but for rounding (biases of keys): they are held to the largest of the model.
-        largest = max(gradient.abs().max().item() for gradient in gradients.values())
+        # Some gradients are zero but for rounding (biases of keys): all are held to the size of the whole.
+        size = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
         for name, parameter in mine.named_parameters():
             if name in gradients:
-                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * largest)
+                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * size)
                 compared += 1
     assert compared > 30
 
 
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_answers(pair: tuple[Any, Any], num_beams: int) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 1},
+        {"num_beams": 4},
+        {"num_beams": 4, "num_return_sequences": 3},
+        {"num_beams": 4, "min_length": 7},
+        {"num_beams": 1, "min_length": 7},
+        {"num_beams": 3, "max_length": 4},
+        {"num_beams": 4, "max_new_tokens": 5},
+        {"num_beams": 1, "max_new_tokens": 3},
+        {"num_beams": 4, "bad_words_ids": ((7,), (12, 13), (0, 0))},
+        {"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 2},
+    ],
+    ids=lambda options: "-".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_answers(open_rag: Callable[..., Any], theirs: Any, model_type: str, options: dict[str, Any]) -> None:
     """Contexts of equal length: RagSequenceForGeneration.generate reads padding as if it were text."""
-    ours, theirs = pair
+    ours = open_rag()
     texts = ["the river is old", "otto founded the bridge", "the king was red"]
     passages = [[Passage(i, "town", text) for i, text in enumerate(texts)]] * 2
     scores = [[0.5, 1.5, 1.0], [2.0, 0.0, 1.0]]
     questions = ["who founded the town ?", "what is by river ?"]
     contexts = [f"town / {text} // {question}" for question in questions for text in texts]
     inputs = ours.generator.tokenizer(contexts, return_tensors="pt")
+    decoding = Decoding(**{"max_length": 10, **options})
+    wanted: dict[str, Any] = {"min_length": 1, "max_length": 10, "bad_words_ids": [[0, 0]], **options}
+    wanted["bad_words_ids"] = [list(words) for words in wanted["bad_words_ids"]]
+    if "max_new_tokens" in options and model_type == "rag_token":
+        # RagTokenForGeneration.generate ignores max_new_tokens; max_length counts the start token too.
+        wanted["max_length"] = wanted.pop("max_new_tokens") + 1
     expected = theirs.generate(
         context_input_ids=inputs["input_ids"],
         context_attention_mask=inputs["attention_mask"],
         doc_scores=torch.tensor(scores),
-        num_beams=num_beams,
-        min_length=1,
-        max_length=10,
         n_docs=3,
-        bad_words_ids=[[0, 0]],
+        **wanted,
     )
-    found = ours.generate(questions, Decoding(num_beams=num_beams, max_length=10), passages=passages, scores=scores)
-    for row, answers in zip(expected.tolist(), found, strict=True):
-        wanted = row[1:]
-        while wanted and wanted[-1] == 1:
-            wanted.pop()
-        assert list(answers[0].labels) == wanted
+    found = ours.generate(questions, decoding, passages=passages, scores=scores)
+    labels = [list(answer.labels) for answers in found for answer in answers]
+    assert labels == [_without_padding(row[1:]) for row in expected.tolist()]
+    assert [len(answers) for answers in found] == [options.get("num_return_sequences", 1)] * 2
+
+
+def _without_padding(labels: list[int]) -> list[int]:
+    while labels and labels[-1] == 1:
+        labels.pop()
+    return labels
