@@ -181,7 +181,7 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
     """
     try:
         return factory.from_pretrained(name_or_path, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # a damaged tokenizer.json raises no more special class
         if not Path(name_or_path).exists():
             raise InputError(
                 f"{name_or_path!r} is neither a folder nor a model that can be reached on the hub; "
