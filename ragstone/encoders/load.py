@@ -187,8 +187,8 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
                 f"{name_or_path!r} is neither a folder nor a model that can be reached on the hub; "
                 "check the spelling, or download the model and give its folder."
             ) from error
-        reason = " ".join(str(error).split())
-        raise InputError(f"The {what} in {name_or_path} cannot be read: {reason[:300]}") from error
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise InputError(f"The {what} in {name_or_path} cannot be read ({reason}); save it again.") from error
 
 
 def _read_json(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:
