@@ -190,4 +190,4 @@ def _context(recorded: ContextFormat, request: ModelRequest) -> ContextFormat:
 
 def _checkpoint_gradients(model: Any) -> None:
     """Trade a second forward pass for the memory of activations. Not re-entrant: the contexts carry no gradient."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})

@@ -107,6 +107,9 @@ class Reader:
         """
         with _seeded(decoding.seed, doc_log_probs.device):
             candidates = self._candidates(contexts, doc_log_probs, decoding)
+        if not decoding.samples:
+            # Beams that the length limit ends alike are one answer.
+            candidates = list(dict.fromkeys(candidates))
         found: list[list[Hypothesis]] = [[] for _ in doc_log_probs]
         scores = self._score(contexts, doc_log_probs, list(dict.fromkeys(candidates)))
         for candidate in candidates:

@@ -82,7 +82,7 @@ class Seq2SeqGenerator:
 
     def is_preamble(self, label: int) -> bool:
         """See Generator.is_preamble."""
-        return label == self.model.config.bos_token_id
+        return label == self._bos()
 
     def _context_ids(self, contexts: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
         """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage.
@@ -118,8 +118,12 @@ class Seq2SeqGenerator:
             )
         return start
 
+    def _bos(self) -> int | None:
+        """The start-of-sequence token; T5's config has none."""
+        return getattr(self.model.config, "bos_token_id", None)
+
     def _bad_words(self, decoding: Decoding) -> list[list[int]] | None:
-        bos = self.model.config.bos_token_id
+        bos = self._bos()
         if decoding.bad_words_ids is None:
             return None if bos is None else [[bos, bos]]
         return [list(words) for words in decoding.bad_words_ids] or None

