@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ragstone import __version__
 from ragstone.errors import InputError
+
+INTERRUPTED = 130
 
 
 class Command(NamedTuple):
@@ -35,7 +40,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return the exit code: 0, or 2 for unusable input."""
+    """Run a command line (without the program's name) and return the exit code.
+
+    0 is done, 2 is unusable input, 130 is interrupted from the keyboard or by SIGTERM, as shells count.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -51,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(command, program, words[1:])
     except InputError as error:
         return _fail(program, str(error))
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        # What the file system refuses (permission, no space left) is no fault of the program's.
+        if error.filename is None or error.strerror is None:
+            raise
+        return _fail(program, f"{error.filename}: {error.strerror}.")
 
 
 def _run(command: Command, program: str, arguments: list[str]) -> int:
@@ -63,18 +79,37 @@ def _run(command: Command, program: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries()
-    module.show(function(settings))
+    with _stop_like_interrupt():
+        module.show(function(settings))
     return 0
 
 
 def _quiet_libraries() -> None:
-    """Libraries say what they do on every load; a command says what it does itself."""
+    """Libraries say what they do on every load; a command says what it does itself.
+
+    They read this when they are imported, which the command does once it has checked what needs no library.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+
+@contextmanager
+def _stop_like_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that nothing half-written stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may ask for signals.
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _overview() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ragstone.errors import InputError
@@ -35,18 +35,34 @@ def refuse_used_folder(folder: Path, flag: str) -> None:
 
 @contextmanager
 def new_folder(folder: Path, flag: str) -> Iterator[Path]:
-    """A folder beside `folder` to write into, which takes its name when the with-block ends without an error.
+    """A new folder to write into: it becomes `folder` when the with-block ends well, and is gone when it does not.
+
+    Args:
+        folder: what is to be made; not there yet, or empty.
+        flag: how the user gave it, for messages.
 
     Raises:
-        InputError: `folder` holds something already.
+        InputError: it holds something, which might be another run's work, or cannot be made.
     """
-    refuse_used_folder(folder, flag)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    final = folder.resolve()
+    made = [parent for parent in final.parents if not parent.exists()]
     try:
-        yield workshop
-        workshop.chmod(0o755)
-        workshop.replace(folder)
+        refuse_used_folder(folder, flag)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    except OSError as error:
+        raise InputError(f"The output folder {folder} cannot be made: {error.strerror}; see {flag}.") from error
+    try:
+        # The workshop itself is closed to other users; what is made in it has the user's own permissions.
+        new = workshop / "new"
+        new.mkdir()
+        yield new
+        new.replace(final)
     except BaseException:
         shutil.rmtree(workshop, ignore_errors=True)
+        # A parent stays if something else has come into it meanwhile.
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
         raise
+    workshop.rmdir()

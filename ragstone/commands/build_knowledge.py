@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.knowledge.documents import find_files
+from ragstone.output import new_folder
 from ragstone.settings import save_settings
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ class BuildKnowledgeSettings:
                 raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
         if self.num_proc is not None and self.num_proc < 1:
             raise InputError(f"--num_proc is {self.num_proc}, but must be at least 1.")
+        if self.d is not None and self.d < 1:
+            raise InputError(f"--d is {self.d}, but must be at least 1.")
         if self.question is not None and self.rag_model_name is None:
             raise InputError("--question needs --rag_model_name, the checkpoint that is to answer it.")
 
@@ -63,29 +68,25 @@ class BuiltKnowledge:
 
     folder: Path
     manifest: Manifest
-    seconds: float
     answer: Answer | None
 
 
 def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     """Make a searchable knowledge source from documents."""
-    from ragstone.knowledge.build import BuildPlan, build_knowledge_source, refuse_used_folder
-    from ragstone.knowledge.documents import find_files
-
-    began = time.perf_counter()
     files = find_files(settings.csv_path)
-    refuse_used_folder(settings.output_dir)
+    with new_folder(settings.output_dir, "--output_dir") as folder, _threads(settings.num_proc):
+        manifest = _build(settings, files, folder)
+        save_settings(settings, folder / "settings.yaml")
+    return BuiltKnowledge(settings.output_dir, manifest, _answer(settings))
 
-    import torch
 
+def _build(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
     from ragstone.encoders.load import load_encoder
-    from ragstone.encoders.precision import best_device
+    from ragstone.encoders.precision import best_device, compute_dtype
+    from ragstone.knowledge.build import BuildPlan, build_knowledge_source
 
-    if settings.num_proc is not None:
-        import faiss
-
-        torch.set_num_threads(settings.num_proc)
-        faiss.omp_set_num_threads(settings.num_proc)
+    # Refuses a precision that the device has not, before the encoder is loaded.
+    compute_dtype(best_device(), settings.precision)
     encoder = load_encoder(
         settings.dpr_ctx_encoder_model_name, "passage", pooling=settings.pooling, normalize=settings.normalize
     )
@@ -95,10 +96,26 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
             "leave --d out."
         )
     plan = BuildPlan(settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision)
-    manifest = build_knowledge_source(files, encoder.to(best_device()), settings.output_dir, plan)
-    save_settings(settings, settings.output_dir / "settings.yaml")
-    seconds = time.perf_counter() - began
-    return BuiltKnowledge(settings.output_dir, manifest, seconds, _answer(settings))
+    return build_knowledge_source(files, encoder.to(best_device()), folder, plan)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Let torch and FAISS use `number` CPU threads within the with-block; None leaves them alone."""
+    if number is None:
+        yield
+        return
+    import faiss
+    import torch
+
+    previous = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(number)
+    faiss.omp_set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous[0])
+        faiss.omp_set_num_threads(previous[1])
 
 
 def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
@@ -120,7 +137,7 @@ def show(result: BuiltKnowledge) -> None:
     print(f"vectors           {manifest.dimension} dimensions, by {manifest.encoder}")
     print(f"index             {manifest.index}, {manifest.metric.replace('_', ' ')}")
     print(f"size              {statistics['bytes'] / 2**20:,.1f} MiB")
-    print(f"time              {result.seconds:,.1f} s ({statistics['seconds_embedding']:,.1f} s embedding)")
+    print(f"time              {statistics['seconds']:,.1f} s ({statistics['seconds_embedding']:,.1f} s embedding)")
     print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
     print(f"search            {statistics['queries_per_second']:,.0f} queries per second")
     if result.answer is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ragstone.output import new_folder
 from ragstone.settings import save_settings
 
 
@@ -43,6 +44,13 @@ class Consolidated:
 
 def consolidate(settings: ConsolidateSettings) -> Consolidated:
     """Join a question encoder and a generator into one RAG checkpoint."""
+    with new_folder(settings.dest, "--dest") as folder:
+        tried = _consolidate(settings, folder)
+        save_settings(settings, folder / "settings.yaml")
+    return Consolidated(settings.dest, settings.model_type, tried)
+
+
+def _consolidate(settings: ConsolidateSettings, folder: Path) -> str:
     from ragstone.model.consolidate import Parts, consolidate_checkpoint
 
     parts = Parts(
@@ -54,9 +62,7 @@ def consolidate(settings: ConsolidateSettings) -> Consolidated:
         passage_encoder=settings.passage_encoder_name_or_path,
         allow_new_weights=settings.allow_new_weights,
     )
-    tried = consolidate_checkpoint(parts, settings.dest, settings.model_type)
-    save_settings(settings, settings.dest / "settings.yaml")
-    return Consolidated(settings.dest, settings.model_type, tried)
+    return consolidate_checkpoint(parts, folder, settings.model_type)
 
 
 def show(result: Consolidated) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragstone.errors import InputError
+from ragstone.output import new_folder
 from ragstone.settings import save_settings
-from ragstone.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from ragstone.data.dpr import RetrieverExample
@@ -151,7 +151,7 @@ class TrainedRetriever:
 def train_retriever(settings: TrainRetrieverSettings) -> TrainedRetriever:
     """Fit a question encoder and a passage encoder to DPR's data, with in-batch and hard negatives."""
     began = time.perf_counter()
-    with whole_folder(settings.output_dir, "--output_dir") as folder:
+    with new_folder(settings.output_dir, "--output_dir") as folder:
         train, held_out = _read(settings)
 
         import torch

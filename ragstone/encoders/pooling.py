@@ -26,8 +26,9 @@ def pool(output: Any, attention_mask: torch.Tensor, pooling: Pooling) -> torch.T
     if pooling == "cls":
         return states[:, 0]
     if pooling == "mean":
-        weights = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        # A sum over many tokens needs more digits than bf16 has.
+        weights = attention_mask.unsqueeze(-1).float()
+        return (states.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     last = (positions * attention_mask).argmax(dim=1)
     return states[torch.arange(len(states), device=states.device), last]

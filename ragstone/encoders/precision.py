@@ -25,16 +25,20 @@ def fast_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """A context in which matrix products run in `precision`; "auto" is bf16 where the hardware has it, else fp32.
+def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    """The type to compute in; "auto" is bf16 where the hardware has it, else fp32.
 
     Raises:
         InputError: fp16 on a CPU, which has no fast fp16 arithmetic.
     """
     if precision == "auto":
         precision = "bf16" if fast_bfloat16(device) else "fp32"
-    if precision == "fp32":
-        return nullcontext()
     if precision == "fp16" and device.type == "cpu":
         raise InputError("fp16 needs a GPU; on a CPU use bf16 or leave the precision alone.")
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """A context in which matrix products run in `precision`, with weights that stay as they are. See compute_dtype."""
+    dtype = compute_dtype(device, precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

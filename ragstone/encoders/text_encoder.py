@@ -5,6 +5,7 @@ Shapes: B texts, S tokens, D dimensions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ import torch
 from torch import nn
 
 from ragstone.encoders.pooling import Pooling, pool
-from ragstone.encoders.precision import Precision, autocast
+from ragstone.encoders.precision import Precision, compute_dtype
 from ragstone.errors import InputError
 from ragstone.progress import ProgressBar
 from ragstone.types import FloatArray
+
+TokenLists = dict[str, list[list[int]]]
+"""What the model takes (input_ids, attention_mask, ...), a list of numbers for each text."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,9 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Padded token tensors [B, S] on the model's device; `titles` makes the texts passages."""
-        batch = self.tokenizer.pad(self._token_lists(texts, titles), return_tensors="pt")
+        batch = self.tokenizer.pad(self.token_lists(texts, titles), return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    @torch.inference_mode()
     def embed(
         self,
         texts: Sequence[str],
@@ -79,25 +82,43 @@ class TextEncoder(nn.Module):
         precision: Precision = "fp32",
         progress: ProgressBar | None = None,
     ) -> FloatArray:
-        """Vectors [len(texts), D], in the order given, without gradients.
+        """Vectors [len(texts), D], in the order given, without gradients. See embed_tokens."""
+        tokens = self.token_lists(texts, titles)
+        return self.embed_tokens(tokens, batch_size=batch_size, precision=precision, progress=progress)
 
-        Texts are batched by length, so that little is spent on padding. Matrix products run in `precision`.
+    @torch.inference_mode()
+    def embed_tokens(
+        self,
+        tokens: TokenLists,
+        *,
+        batch_size: int = 32,
+        precision: Precision = "fp32",
+        progress: ProgressBar | None = None,
+    ) -> FloatArray:
+        """Vectors [n, D] of n texts that token_lists made tokens of, in their order, without gradients.
+
+        Texts are batched by length, so that little is spent on padding. The encoder computes in `precision`: with
+        weights converted once for all batches, where autocast would convert them for every batch anew.
         """
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        if not texts:
-            return vectors
-        tokens = self._token_lists(texts, titles)
-        order = np.argsort([-len(ids) for ids in tokens["input_ids"]], kind="stable")
-        with autocast(self.device, precision):
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = self.tokenizer.pad(
-                    {name: [values[row] for row in rows] for name, values in tokens.items()}, return_tensors="pt"
-                )
-                vectors[rows] = self(**{name: tensor.to(self.device) for name, tensor in batch.items()}).cpu().numpy()
-                if progress is not None:
-                    progress.advance(len(rows))
+        lengths = [len(ids) for ids in tokens["input_ids"]]
+        vectors = np.empty((len(lengths), self.dimension), dtype=np.float32)
+        order = np.argsort(np.negative(lengths), kind="stable")
+        encoder = self._converted(precision)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self.tokenizer.pad(
+                {name: [values[row] for row in rows] for name, values in tokens.items()}, return_tensors="pt"
+            )
+            vectors[rows] = encoder(**{name: tensor.to(self.device) for name, tensor in batch.items()}).cpu().numpy()
+            if progress is not None:
+                progress.advance(len(rows))
         return vectors
+
+    def _converted(self, precision: Precision) -> TextEncoder:
+        dtype = compute_dtype(self.device, precision)
+        if dtype == torch.float32:
+            return self
+        return TextEncoder(copy.deepcopy(self.model).to(dtype), self.tokenizer, self.settings, self.name)
 
     def fingerprint(self) -> str:
         """A hash of weights, vocabulary and settings: two encoders with the same one give the same vectors."""
@@ -110,8 +131,11 @@ class TextEncoder(nn.Module):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    def _token_lists(self, texts: Sequence[str], titles: Sequence[str] | None) -> dict[str, list[list[int]]]:
+    def token_lists(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> TokenLists:
+        """Token ids and masks of each text, unpadded; `titles` makes the texts passages."""
         settings = self.settings
+        if not texts:
+            return {name: [] for name in self.tokenizer.model_input_names}
         first, second = list(texts), None
         if titles is not None and settings.pair:
             first, second = list(titles), list(texts)

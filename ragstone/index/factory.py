@@ -22,11 +22,13 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
         m: links of an HNSW node (the reference's --m).
 
     Raises:
-        InputError: too few vectors to train the index.
+        InputError: too few vectors to train the index, or too few links.
     """
     if index == "flat":
         return "Flat"
     if index == "hnsw":
+        if m < 2:
+            raise InputError(f"--m is {m}, but a node of an hnsw index has at least 2 links.")
         return f"HNSW{m},Flat"
     if index == "ivfpq":
         if count < PQ_CENTROIDS:
@@ -38,12 +40,6 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
         lists = max(1, min(lists, count // POINTS_PER_CENTROID))
         return f"IVF{lists},PQ{_code_bytes(dimension)}x8"
     return index
-
-
-def training_size(factory: str, count: int) -> int:
-    """How many vectors to train on: all of a small corpus, a sample of a large one."""
-    untrained = factory == "Flat" or (factory.startswith("HNSW") and factory.endswith(",Flat"))
-    return 0 if untrained else min(count, 1_000_000)
 
 
 def _code_bytes(dimension: int) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import InputError
-from ragstone.index.factory import training_size
 from ragstone.progress import progress_bar
 from ragstone.types import FloatArray, IntArray
 
@@ -22,6 +21,9 @@ EF_SEARCH = 128
 """HNSW's search breadth. FAISS's default of 16 loses several percent of the nearest passages."""
 PROBES = 32
 """Lists that an IVF index looks into."""
+
+TRAINING_VECTORS = 1_000_000
+"""Vectors that an index is trained on, at most: a larger corpus is sampled."""
 
 VectorStream = Callable[[], Iterator[FloatArray]]
 """Gives the vectors from the start, chunk by chunk [*, D], each time it is called."""
@@ -97,14 +99,19 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
             "see FAISS's documentation of index_factory."
         ) from error
     _widen_search(index)
-    if not index.is_trained:
-        sample = _sample(vectors, count, training_size(factory, count))
-        try:
-            index.train(sample)
-        except RuntimeError as error:
-            raise InputError(
-                f"The index {factory} cannot be trained on {len(sample)} vectors; use --index flat."
-            ) from error
+    try:
+        if not index.is_trained:
+            with progress_bar("Training the index"):
+                index.train(_sample(vectors, count, min(count, TRAINING_VECTORS)))
+        _add(index, vectors, count)
+    except RuntimeError as error:
+        raise InputError(
+            f"The index {factory} cannot be built over {count} vectors; use --index flat, or one with fewer centroids."
+        ) from error
+    faiss.write_index(index, str(path))
+
+
+def _add(index: Any, vectors: VectorStream, count: int) -> None:
     with progress_bar("Indexing", count) as bar:
         for chunk in vectors():
             # Small steps, so that the bar moves while an HNSW graph grows.
@@ -112,14 +119,18 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
                 part = chunk[start : start + 1024]
                 index.add(np.ascontiguousarray(part))
                 bar.advance(len(part))
-    faiss.write_index(index, str(path))
 
 
 def _widen_search(index: Any) -> None:
+    """Search deeper than FAISS's defaults, wherever in a composed index the search takes place."""
     import faiss
 
     inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexHNSW):
+    if isinstance(inner, faiss.IndexPreTransform):
+        _widen_search(inner.index)
+    elif isinstance(inner, faiss.IndexRefine):
+        _widen_search(inner.base_index)
+    elif isinstance(inner, faiss.IndexHNSW):
         inner.hnsw.efConstruction = EF_CONSTRUCTION
         inner.hnsw.efSearch = EF_SEARCH
     elif isinstance(inner, faiss.IndexIVF):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ragstone.encoders.precision import Precision
-from ragstone.encoders.text_encoder import TextEncoder, check_finite
+from ragstone.encoders.text_encoder import TextEncoder, TokenLists, check_finite
 from ragstone.errors import InputError
 from ragstone.index.exact import exact_search, recall
 from ragstone.index.factory import factory_string
@@ -23,8 +22,8 @@ from ragstone.knowledge.manifest import Manifest, checksum
 from ragstone.knowledge.passages import split_document
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageStore, PassageWriter
-from ragstone.progress import progress_bar
-from ragstone.types import Passage
+from ragstone.progress import ProgressBar, progress_bar, track
+from ragstone.types import FloatArray, Passage
 
 PASSAGES_AT_ONCE = 8192
 """Passages that are sorted by length together: enough to fill batches evenly, few enough to stay small in memory."""
@@ -46,49 +45,23 @@ class BuildPlan:
 
 
 def build_knowledge_source(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan) -> Manifest:
-    """Build a source from document files into `folder`, which must be empty or not there yet.
+    """Build a source from document files into `folder`, which is there and empty.
 
-    Everything is made in a folder of its own within `folder` and moved at the end, so that a source is there whole or
-    not at all. Memory stays flat while passages are embedded; the index alone may need memory that grows with them.
-
-    Raises:
-        InputError: unusable documents or index, or a folder that holds something.
-    """
-    refuse_used_folder(folder)
-    made_here = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
-    try:
-        manifest = _build(files, encoder, workshop, plan)
-        for path in (workshop / PASSAGES_NAME, workshop / INDEX_NAME, workshop / "knowledge.json"):
-            path.rename(folder / path.name)
-    except BaseException:
-        shutil.rmtree(workshop)
-        if made_here and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    workshop.rmdir()
-    return manifest
-
-
-def refuse_used_folder(folder: Path) -> None:
-    """Refuse an output folder that holds something, which might be another run's work.
+    Documents are read twice: first to see that all of them can be used, before hours go into embedding, then to embed
+    them. Memory stays flat while they are; the index alone, unless it is flat, is held until it is complete.
 
     Raises:
-        InputError: names the folder.
+        InputError: unusable documents or index.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"The output folder {folder} is not empty; give --output_dir a new or an empty folder.")
-
-
-def _build(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan) -> Manifest:
     began = time.perf_counter()
-    documents, passages = _write_passages(files, encoder, folder / PASSAGES_NAME, plan)
+    documents, passages = _count(files, plan.max_words)
+    factory = factory_string(plan.index, encoder.dimension, passages, plan.m)
+    _write_passages(files, encoder, folder / PASSAGES_NAME, plan, passages)
     embedded = time.perf_counter()
     store = PassageStore(folder / PASSAGES_NAME)
-    factory = factory_string(plan.index, encoder.dimension, passages, plan.m)
     build_index(store.vector_chunks, passages, encoder.dimension, factory, folder / INDEX_NAME)
     indexed = time.perf_counter()
+    measured = measure_index(KnowledgeSource(folder / PASSAGES_NAME))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
         encoder=encoder.name,
@@ -99,41 +72,66 @@ def _build(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: Buil
         passages=passages,
         max_words=plan.max_words,
         index=factory,
-        files={str(path.relative_to(folder)): checksum(path) for path in paths},
+        files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
         statistics={
             "bytes": sum(path.stat().st_size for path in paths),
+            "seconds": round(time.perf_counter() - began, 2),
             "seconds_embedding": round(embedded - began, 2),
             "seconds_indexing": round(indexed - embedded, 2),
-            **measure_index(KnowledgeSource(folder / PASSAGES_NAME)),
+            **measured,
         },
     )
     manifest.save(folder)
     return manifest
 
 
-def _write_passages(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan) -> tuple[int, int]:
-    """Split, embed and write all documents; the numbers of documents and of passages."""
-    counter = itertools.count()
-    with PassageWriter(folder, encoder.dimension) as writer, progress_bar("Embedding") as bar:
-        stream = _passages(files, plan.max_words, counter)
-        while group := list(itertools.islice(stream, PASSAGES_AT_ONCE)):
-            titles, texts = [passage.title for passage in group], [passage.text for passage in group]
-            vectors = encoder.embed(texts, titles, batch_size=plan.batch_size, precision=plan.precision, progress=bar)
+def _count(files: Sequence[Path], max_words: int) -> tuple[int, int]:
+    """The numbers of documents and of passages."""
+    documents = passages = 0
+    for document in track(read_documents(files), "Reading"):
+        documents += 1
+        passages += sum(1 for _ in split_document(document, max_words, passages))
+    if not passages:
+        raise InputError(f"There is no text in {', '.join(map(str, files))}; a knowledge source needs documents.")
+    return documents, passages
+
+
+def _write_passages(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan, passages: int) -> None:
+    """Split, tokenise, embed and write all documents."""
+    with PassageWriter(folder, encoder.dimension) as writer, progress_bar("Embedding", passages) as bar:
+        for group, tokens in _tokenised_ahead(_groups(files, plan.max_words), encoder):
+            vectors = encoder.embed_tokens(tokens, batch_size=plan.batch_size, precision=plan.precision, progress=bar)
             check_finite(vectors, encoder)
-            writer.write(titles, texts, vectors)
-        if not writer.count:
-            raise InputError(f"There is no text in {', '.join(map(str, files))}; a knowledge source needs documents.")
-    return next(counter), writer.count
+            writer.write([passage.title for passage in group], [passage.text for passage in group], vectors)
+    if writer.count != passages:
+        raise InputError(
+            f"The documents changed while they were read: {passages} passages became {writer.count}; "
+            "build the knowledge source again."
+        )
 
 
-def _passages(files: Sequence[Path], max_words: int, counter: Iterator[int]) -> Iterator[Passage]:
-    """All passages; `counter` is advanced by one for each document."""
-    number = 0
-    for document in read_documents(files):
-        next(counter)
-        for passage in split_document(document, max_words, number):
-            yield passage
-            number += 1
+def _groups(files: Sequence[Path], max_words: int) -> Iterator[list[Passage]]:
+    stream = (passage for document in read_documents(files) for passage in split_document(document, max_words, 0))
+    while group := list(itertools.islice(stream, PASSAGES_AT_ONCE)):
+        yield group
+
+
+def _tokenised_ahead(
+    groups: Iterator[list[Passage]], encoder: TextEncoder
+) -> Iterator[tuple[list[Passage], TokenLists]]:
+    """Each group with its tokens, read and tokenised by another thread while the one before it is embedded."""
+
+    def prepare() -> tuple[list[Passage], TokenLists] | None:
+        group = next(groups, None)
+        if group is None:
+            return None
+        return group, encoder.token_lists([passage.text for passage in group], [passage.title for passage in group])
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        pending = thread.submit(prepare)
+        while (prepared := pending.result()) is not None:
+            pending = thread.submit(prepare)
+            yield prepared
 
 
 def measure_index(source: KnowledgeSource) -> dict[str, float]:
@@ -141,9 +139,18 @@ def measure_index(source: KnowledgeSource) -> dict[str, float]:
     rows = np.linspace(0, len(source) - 1, min(SAMPLED_QUERIES, len(source))).astype(np.int64)
     queries = source.store.vectors(rows)
     depth = max(RECALL_DEPTHS)
-    _, exact = exact_search(source.store.vector_chunks(), queries, depth)
+    with progress_bar("Measuring the index", len(source)) as bar:
+        exact, _ = exact_search(_watched(source.store.vector_chunks(), bar), queries, depth)
     began = time.perf_counter()
-    _, found = source.index.search(queries, depth)
+    _, ids = source.index.search(queries, depth)
     seconds = time.perf_counter() - began
+    vectors = source.store.vectors(ids.clip(min=0).reshape(-1)).reshape(*ids.shape, source.dimension)
+    found = np.where(ids >= 0, np.einsum("bd,bnd->bn", queries, vectors), -np.inf).astype(np.float32)
     recalls = {f"recall@{n}": round(recall(found, exact, n), 4) for n in RECALL_DEPTHS}
     return {**recalls, "queries_per_second": round(len(rows) / seconds, 1)}
+
+
+def _watched(chunks: Iterator[FloatArray], bar: ProgressBar) -> Iterator[FloatArray]:
+    for chunk in chunks:
+        yield chunk
+        bar.advance(len(chunk))

@@ -25,26 +25,29 @@ class Document:
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths, globs and folders name, in order; a folder gives its .txt and .md files.
+    """The files that paths, globs and folders name, in order and each once; a folder gives its .txt and .md files.
 
     Raises:
         InputError: a path or pattern names nothing.
     """
     files: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = sorted(file for suffix in TEXT_SUFFIXES for file in path.rglob(f"*{suffix}"))
-            if not found:
-                raise InputError(f"The folder {path} holds no .txt or .md files.")
-        elif path.is_file():
-            found = [path]
-        else:
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-            if not found:
-                raise InputError(f"There is no file {pattern}; give --csv_path files, folders or globs that exist.")
+        exists = Path(pattern).exists()
+        # Path.glob takes no absolute pattern.
+        paths = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        if not paths:
+            raise InputError(f"There is no file {pattern}; give --csv_path files, folders or globs that exist.")
+        found = [file for path in paths for file in _files_of(Path(path))]
+        if not found:
+            raise InputError(f"The folder {pattern} holds no .txt or .md files.")
         files += found
-    return files
+    return list(dict.fromkeys(files))
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[Document]:
@@ -137,18 +140,27 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path) -> Iterator[Document]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is not a parquet file ({error}).") from error
     names = file.schema_arrow.names
     if "text" not in names:
         raise InputError(f"{path} has the columns {', '.join(names)}, but none named 'text'.")
-    for batch in file.iter_batches(columns=[name for name in ("title", "text") if name in names]):
-        for row in batch.to_pylist():
-            yield Document(title=row.get("title") or "", text=row["text"] or "")
+    columns = [name for name in ("title", "text") if name in names]
+    for name in columns:
+        kind = file.schema_arrow.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(f"{path}: the column {name!r} holds {kind}, but title and text must be strings.")
+    try:
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield Document(title=row.get("title") or "", text=row["text"] or "")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} is damaged ({error}).") from error
 
 
 def _read_text(path: Path) -> Iterator[Document]:

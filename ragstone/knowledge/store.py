@@ -109,7 +109,6 @@ class PassageStore:
         if not self._batches:
             raise InputError(f"The knowledge source {folder} holds no passages; build it again.")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self._vectors: dict[int, FloatArray] = {}
         self.dimension = self._batch_vectors(0).shape[1]
 
     def __len__(self) -> int:
@@ -161,9 +160,7 @@ class PassageStore:
         return Passage(id=row, title=title or "", text=text or "")
 
     def _batch_vectors(self, number: int) -> FloatArray:
-        if number not in self._vectors:
-            self._vectors[number] = _as_matrix(self._batches[number].column("embeddings"), self.folder)
-        return self._vectors[number]
+        return _as_matrix(self._batches[number].column("embeddings"), self.folder)
 
 
 def _as_matrix(column: Any, folder: Path) -> FloatArray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,28 +67,14 @@ def join_parts(parts: Parts) -> Checkpoint:
 def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> str:
     """Join the parts, write them to `folder`, load that back and let it write a few tokens.
 
-    The folder appears whole, after the check.
-
     Returns:
         What the checkpoint wrote when asked a question without passages.
 
     Raises:
-        InputError: see join_parts; or the folder holds something already.
+        InputError: see join_parts.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"The folder {folder} is not empty; give --dest a new or an empty one.")
-    checkpoint = join_parts(parts)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_checkpoint(checkpoint, workshop, model_type)
-        text = _try_out(load_checkpoint(str(workshop)))
-        workshop.chmod(0o755)
-        workshop.replace(folder)
-    except BaseException:
-        shutil.rmtree(workshop, ignore_errors=True)
-        raise
-    return text
+    save_checkpoint(join_parts(parts), folder, model_type)
+    return _try_out(load_checkpoint(str(folder)))
 
 
 def _partner(encoder: TextEncoder, parts: Parts) -> str | None:
