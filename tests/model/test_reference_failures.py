@@ -151,8 +151,9 @@ def test_max_new_tokens_and_num_return_sequences(open_rag: Callable[..., Any]) -
     for limit in (1, 3, 6):
         found = model.generate(QUESTIONS, Decoding(4, max_new_tokens=limit, num_return_sequences=2))
         assert max(len(answer.labels) for row in found for answer in row) == limit
-        # One token is the end token and nothing else.
-        assert [len({answer.labels for answer in row}) for row in found] == [1 if limit == 1 else 2] * 2
+        # No answer comes twice, not even where the limit leaves the end token as the only choice.
+        assert all(len({answer.labels for answer in row}) == len(row) <= 2 for row in found)
+    assert [len(row) for row in found] == [2, 2]
 
 
 def test_settings_in_the_config_that_break_the_reference(
