@@ -77,7 +77,7 @@ def read_dpr(path: Path) -> Iterator[DprEntry]:
                 yield _entry(value, number, path)
                 bar.move_to(file.tell() / MEGABYTE)
         except BrokenStream as error:
-            raise InputError(f"{path}, {stream.place(error.offset)} (after entry {number}): {error}.") from error
+            raise InputError(f"{path}, {stream.place(error.offset)}: {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path} is a damaged or cut off gzip file (after entry {number}): {error}.") from error
         except OSError as error:
