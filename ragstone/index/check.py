@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,10 @@ REMEDY = "build the knowledge source again"
 
 
 def check_index(index: VectorIndex, chunks: Iterable[FloatArray], path: Path) -> str:
-    """Check that an index keeps the vectors of `chunks` [*, D], if it keeps whole ones, and that a graph links to them.
+    """Check that an index that keeps whole vectors keeps those of `chunks` [*, D].
 
-    A compressed index has no vectors to compare; only searching tells how good it is.
+    A compressed index has none to compare; only searching tells how good it is. That the links of a graph lead to
+    vectors, FAISS checks when it opens the file.
 
     Args:
         index: an opened index.
@@ -40,7 +40,6 @@ def check_index(index: VectorIndex, chunks: Iterable[FloatArray], path: Path) ->
     storage = inner
     if isinstance(inner, faiss.IndexHNSW):
         storage = faiss.downcast_index(inner.storage)
-        _check_links(inner.hnsw, len(index), path)
     whole = isinstance(storage, faiss.IndexFlat)
     row = 0
     for chunk in chunks:
@@ -53,13 +52,3 @@ def check_index(index: VectorIndex, chunks: Iterable[FloatArray], path: Path) ->
                 )
         row += len(chunk)
     return type(inner).__name__
-
-
-def _check_links(graph: Any, count: int, path: Path) -> None:
-    """Searching follows links without looking: one that leads outside reads foreign memory."""
-    import faiss
-
-    links = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
-    # -1 is a link that is not used.
-    if not -1 <= graph.entry_point < count or (len(links) and (links.min() < -1 or links.max() >= count)):
-        raise InputError(f"{path} is damaged: its graph links to vectors that it does not have; {REMEDY}.")
