@@ -39,7 +39,7 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         d_ff=32,
         num_layers=1,
         num_heads=2,
-        initializer_factor=4.0,
+        initializer_factor=2.0,
         dropout_rate=0.0,
         decoder_start_token_id=0,
     )
