@@ -16,7 +16,9 @@ import torch
 from ragstone.__main__ import main
 from ragstone.commands.eval import EvalSettings, Evaluated, eval
 from ragstone.encoders.load import load_encoder
-from ragstone.knowledge.source import KnowledgeSource
+from ragstone.index.vector_index import build_index
+from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
+from ragstone.knowledge.store import PassageWriter
 from ragstone.model.open import ModelRequest, open_model
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was king of the hill ?", "what is the stone ?"]
@@ -363,6 +365,10 @@ BAD = {
     "no model": ({"model_name_or_path": "no/such-model"}, "is neither a folder nor a model that can be reached"),
     "no source": ({"passages_path": "nowhere"}, "There is no knowledge source"),
     "source is a folder of text": ({"passages_path": "."}, "is no knowledge source"),
+    "index of other count": ({"index_path": "five.faiss"}, "holds 5 vectors, but"),
+    "index of other dimension": ({"index_path": "narrow.faiss"}, "has 8 dimensions, but"),
+    "source of other dimension": ({"passages_path": "narrow"}, "makes question vectors of 16 dimensions, but"),
+    "encoder of another source": ({"model_name_or_path": "partnered"}, "was built with the passage encoder"),
     "no index": ({"index_path": "short"}, "is not a FAISS index"),
     "k above n_docs": ({"eval_mode": "retrieval", "k": 4}, "--k 4 looks at more titles than --n_docs 3"),
     "no passages": ({"n_docs": 0}, "--n_docs is 0, but must be at least 1"),
@@ -394,8 +400,9 @@ def test_bad_input_is_one_sentence(
     _write(folder / "swapped", [lines[1], lines[0], *lines[2:]])
     _write(folder / "malformed", [*lines[:2], f"{QUESTIONS[2]}\totto", lines[3]])
     _write(folder / "code", [f"{QUESTIONS[0]}\t[open('{folder}/evaluated', 'w').name]", *lines[1:]])
+    _other_sources(folder, Path(base["model_name_or_path"]))
     monkeypatch.chdir(folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     change, told = BAD[case]
     assert run({**base, **change}) == 2
     captured = capsys.readouterr()
@@ -403,7 +410,21 @@ def test_bad_input_is_one_sentence(
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
     assert captured.out == ""
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def _other_sources(folder: Path, checkpoint: Path) -> None:
+    """Indexes and a source that do not belong together, and a checkpoint that knows its passage encoder."""
+    wide, narrow = np.eye(5, 16, dtype=np.float32), np.eye(6, 8, dtype=np.float32)
+    build_index(lambda: iter([wide]), 5, 16, "Flat", folder / "five.faiss")
+    build_index(lambda: iter([narrow]), 6, 8, "Flat", folder / "narrow.faiss")
+    with PassageWriter(folder / "narrow" / PASSAGES_NAME, 8) as writer:
+        writer.write(["title"] * 6, ["text"] * 6, narrow)
+    shutil.copyfile(folder / "narrow.faiss", folder / "narrow" / INDEX_NAME)
+    shutil.copytree(checkpoint, folder / "partnered")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["ragstone"]["passage_encoder_fingerprint"] = "0" * 32
+    (folder / "partnered" / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
@@ -422,3 +443,38 @@ def test_in_a_process_of_its_own(base: dict[str, Any]) -> None:
     assert done.stderr.startswith("ragstone eval: ")
     assert "gold.tsv, line 1: 1 column(s) instead of 2" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_documentations_commands(
+    folder: Path,
+    checkpoint_folder: Path,
+    source_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command of docs/evaluate.md, in a folder laid out as the page says."""
+    data = folder / "data"
+    data.mkdir()
+    for split in ("val", "test"):
+        shutil.copy(folder / "test.source", data / f"{split}.source")
+        shutil.copy(folder / "gold.tsv", data / f"{split}.gold_qa.tsv")
+    shutil.copy(folder / "gold.titles", data / "test.pages")
+    _write(data / "test.target", [answers[0] for answers in ANSWERS])
+    (folder / "knowledge").symlink_to(source_folder)
+    model = open_model(ModelRequest(str(checkpoint_folder), passages_path=str(source_folder)))
+    for name in ("checkpoint400", "checkpoint500"):
+        model.save(folder / "run" / name)
+    (folder / "run" / "best").symlink_to("checkpoint500")
+    (folder / "out").mkdir()
+    _write(folder / "out" / "by_hand.txt", ["otto", "river", "mara", ""])
+    monkeypatch.chdir(folder)
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert len(commands) == 8
+    for command in commands:
+        assert main(command) == 0, command
+    assert (folder / "out" / "val.checkpoint500.txt").is_file()
+    named = {f"out/{path.name}" for path in (folder / "out").glob("predictions.txt*")}
+    assert named == {name for name in named if f"`{name}`" in page}
+    assert len(named) == 5
+    capsys.readouterr()
