@@ -58,6 +58,8 @@ def load_encoder(
     if tokenizer.pad_token is None:
         # Decoder-only models have none. The attention mask hides padding, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token
+    # Before the text, it would shift the positions of models that count them from the first place.
+    tokenizer.padding_side = "right"
     positions = getattr(config, "max_position_embeddings", None)
     limits = (settings.max_length, positions, tokenizer.model_max_length, max_length)
     settings = dataclasses.replace(settings, max_length=min(limit for limit in limits if limit))
