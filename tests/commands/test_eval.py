@@ -379,7 +379,7 @@ BAD = {
     "a folder": ({"predictions_path": "."}, "is a folder"),
     "retrieval without": ({"eval_mode": "retrieval", "model_type": "t5"}, "A t5 model retrieves nothing"),
     "no model to predict": ({"model_name_or_path": None}, "There are no predictions"),
-    "no checkpoints": ({"model_name_or_path": ".", "eval_all_checkpoints": True}, "has no checkpoint folders"),
+    "no checkpoints": ({"model_name_or_path": "narrow", "eval_all_checkpoints": True}, "has no checkpoint folders"),
     "unknown type": ({"model_type": "gpt"}, "--model_type"),
 }
 

@@ -1,0 +1,55 @@
+"""An evaluation's task and the settings its predictions are recorded with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ragstone.evaluation.evaluate import Search, Task, measure, origin_of, predict, read_task
+from ragstone.evaluation.predictions import Prediction, PredictionFile
+from ragstone.model.decoding import Decoding
+from ragstone.model.open import ModelRequest, open_model
+
+SEARCH = Search(Decoding(num_beams=1, max_length=6), n_docs=None, precision="fp32", batch_size=2)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    (tmp_path / "q").write_text("who founded the town ?\nwhat is blue ?\nwhat is red ?\n")
+    (tmp_path / "titles").write_text("town\nriver\thill\nhill\n")
+    (tmp_path / "answers").write_text("otto\nriver\nhill\n")
+    return read_task("retrieval", tmp_path / "q", tmp_path / "titles", "ans", tmp_path / "answers", k=2)
+
+
+def test_a_task_with_both_kinds_of_gold(task: Task, tmp_path: Path) -> None:
+    assert task.titles == [("town",), ("river", "hill"), ("hill",)]
+    assert task.answers == [("otto",), ("river",), ("hill",)]
+    e2e = read_task("e2e", tmp_path / "q", tmp_path / "answers", "ans", None, k=1)
+    assert (e2e.titles, e2e.answers) == (None, task.answers)
+    assert e2e.fingerprint == task.fingerprint
+
+
+def test_retrieval_records_no_settings_of_the_generator(
+    task: Task, tmp_path: Path, checkpoint_folder: Path, source_folder: Path
+) -> None:
+    """So that other beams do not make the predictions look stale."""
+    model = open_model(ModelRequest(str(checkpoint_folder), passages_path=str(source_folder), n_docs=4))
+    origin = origin_of(model, "rag", task, SEARCH)
+    assert origin.settings == {"precision": "fp32", "n_docs": 4}
+    seen: list[Prediction] = []
+    file = PredictionFile(tmp_path / "out.txt")
+    file.write(predict(model, task, SEARCH, seen.append), origin)
+    assert [prediction.line for prediction in seen] == file.lines(3)
+    assert list(measure(file, task)) == [
+        "precision_at_2", "mrr_title", "recall_at_1", "recall_at_2", "recall_at_4", "mrr_answer"
+    ]  # fmt: skip
+    e2e = origin_of(model, "rag", Task("e2e", task.questions, task.answers, None, 1), SEARCH)
+    assert e2e.settings == {"precision": "fp32", "n_docs": 4, "num_beams": 1, "min_length": 1, "max_length": 6}
+
+
+def test_a_closed_book_model_has_no_passages_to_record(task: Task, models_folder: Path) -> None:
+    model = open_model(ModelRequest(str(models_folder / "generator")))
+    origin = origin_of(model, "bart", Task("e2e", task.questions, task.answers, None, 1), SEARCH)
+    assert "n_docs" not in origin.settings
+    assert origin.source_fingerprint is None
