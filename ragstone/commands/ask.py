@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,9 @@ from ragstone.errors import InputError
 
 if TYPE_CHECKING:
     from ragstone.model.answers import Answer
+
+PASSAGE_WIDTH = 160
+"""Characters of a passage that are shown; --json gives all."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,15 @@ class AskSettings:
     max_length: int = 50
     """Tokens an answer has at most."""
     json: bool = False
-    """Print one JSON object per question."""
+    """Print one JSON object per question, passages in full."""
+
+    def __post_init__(self) -> None:
+        if self.question is not None and not self.question.strip():
+            raise InputError("--question is empty; write a question.")
+        if self.question is not None and not _is_unicode(self.question):
+            raise InputError(f"--question {self.question!r} is not UTF-8; write it in UTF-8.")
+        if self.n_docs is not None and self.n_docs < 1:
+            raise InputError(f"--n_docs is {self.n_docs}, but must be at least 1.")
 
 
 def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
@@ -56,8 +68,11 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
             n_docs=settings.n_docs,
         )
     )
-    for question in _questions(settings):
-        yield question, model.generate([question], decoding)[0][0], settings.json
+    try:
+        for question in _questions(settings):
+            yield question, model.generate([question], decoding)[0][0], settings.json
+    finally:
+        model.close()
 
 
 def show(result: Iterator[tuple[str, Answer, bool]]) -> None:
@@ -68,15 +83,29 @@ def show(result: Iterator[tuple[str, Answer, bool]]) -> None:
 
 def _questions(settings: AskSettings) -> Iterator[str]:
     if settings.question is not None:
-        if not settings.question.strip():
-            raise InputError("--question is empty; write a question.")
         yield settings.question
         return
     if sys.stdin.isatty():
         print("Questions, one per line; end with Ctrl-D.", file=sys.stderr)
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()
+    asked = False
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            question = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"Standard input, line {number}: byte {error.start} of the line is not UTF-8 "
+                f"(0x{line[error.start]:02x}); give the questions as UTF-8."
+            ) from error
+        if question:
+            asked = True
+            yield question
+    if not asked:
+        raise InputError("No question came on standard input; give lines with questions, or --question.")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` came whole from the command line: bytes that are not UTF-8 arrive as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_json(question: str, answer: Answer) -> str:
@@ -88,10 +117,10 @@ def _as_json(question: str, answer: Answer) -> str:
 
 
 def _as_text(question: str, answer: Answer) -> str:
-    lines = [f"Q: {question}", f"A: {answer.text}   (log p(answer) {answer.score:.3f})"]
+    lines = [f"Q: {question}", f"A: {answer.text or '(an empty answer)'}   (log p(answer) {answer.score:.3f})"]
     if answer.passages:
         lines.append("   prior  posterior  passage")
     for p in answer.passages:
-        text = p.passage.text if len(p.passage.text) <= 160 else p.passage.text[:157] + "..."
-        lines.append(f"   {p.prior:5.3f}  {p.posterior:9.3f}  [{p.passage.id}] {p.passage.title} / {text}")
+        text = textwrap.shorten(f"{p.passage.title} / {p.passage.text}", PASSAGE_WIDTH, placeholder=" ...")
+        lines.append(f"   {p.prior:5.3f}  {p.posterior:9.3f}  [{p.passage.id}] {text}")
     return "\n".join(lines) + "\n"
