@@ -260,3 +260,27 @@ def test_seed_repeats_samples_and_leaves_no_trace(world: World, kind: Any) -> No
     assert draw(7) == draw(7) != draw(8)
     assert torch.equal(torch.get_rng_state(), state)
     assert draw(None) != draw(None)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+@pytest.mark.parametrize("thorough", [True, False])
+def test_masked_passages_propose_nothing_and_say_nothing(world: World, kind: Any, thorough: bool) -> None:
+    """Three passages of which one is masked find what the two others find, and score it alike."""
+    mask = torch.tensor([[True, False, True], [True, True, False], [False, True, True]])
+    reader = Reader(world.generator, kind)
+    beams = 3
+    decoding = Decoding(
+        beams,
+        max_length=LENGTH + 1,
+        num_return_sequences=beams if kind == "token" else 3 * beams,
+        thorough=thorough,
+    )
+    found = reader.generate(world.contexts, document_log_probs(SCORES, mask), decoding)
+    rows = mask.flatten().nonzero().flatten()
+    two = document_log_probs(SCORES[mask].view(3, 2), torch.ones(3, 2, dtype=torch.bool))
+    expected = reader.generate(world.contexts.select(rows), two, decoding)
+    for question in range(3):
+        assert [h.labels for h in found[question]] == [h.labels for h in expected[question]]
+        for mine, other in zip(found[question], expected[question], strict=True):
+            assert mine.score == pytest.approx(other.score, rel=1e-4)
+            assert mine.posterior[mask[question].tolist().index(False)] == 0
