@@ -97,8 +97,6 @@ def load_checkpoint(
     for part in ("question_encoder", "generator"):
         options = {"subfolder": f"{part}_tokenizer", "cache_dir": cache_dir}
         tokenizers[part] = pretrained(AutoTokenizer, name_or_path, f"{part} tokenizer", **options)
-    # Checkpoints in half precision open in it; gradients and scores need more.
-    holder.float()
     generator = holder.rag.generator
     generation = own_settings(config).get("generation")
     if generation:

@@ -92,6 +92,9 @@ def test_theirs_opens_here(
         AutoTokenizer.from_pretrained(models_folder / "question_encoder"),
         AutoTokenizer.from_pretrained(models_folder / "generator"),
     ).save_pretrained(folder)
+    if weights == "half":
+        recorded = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**recorded, "dtype": "float16"}))
     if weights == "pickled":
         (folder / "model.safetensors").unlink()
         torch.save(theirs.state_dict(), folder / "pytorch_model.bin")

@@ -139,3 +139,13 @@ def test_another_type_than_the_folders_is_refused(folder: Path) -> None:
     other = "t5" if open_model(ModelRequest(str(folder))).model_type == "bart" else "bart"
     with pytest.raises(InputError, match=f"not {other}"):
         open_model(ModelRequest(str(folder), model_type=other))
+
+
+def test_weights_in_half_precision_are_used_in_full(tmp_path: Path, folder: Path, theirs: Any) -> None:
+    """A folder in float16 opens as float16 unless one says otherwise; training and scores need more."""
+    theirs.half().save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "half")
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "half").dtype == torch.float16
+    model = open_model(ModelRequest(str(tmp_path / "half")))
+    assert {parameter.dtype for parameter in model.generator_model.parameters()} == {torch.float32}
+    assert model(QUESTIONS, ANSWERS).loss.isfinite()
