@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ragstone.__main__ import main
@@ -176,7 +177,6 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--learning_rate=1e30", "--hidden_size=8", "--max_steps=20"], "take a lower --learning_rate"),
     (["--temperature=-1"], "--temperature is -1.0, but must be above 0"),
     (["--held_out=1"], "--held_out is 1.0, but must be at least 0 and below 1"),
-    (["--precision=fp16"], "fp16 needs a GPU"),
     (["--hidden_size=10", "--num_heads=4"], "--hidden_size 10 must be a multiple of --num_heads 4"),
     (["--encoder_name_or_path=x", "--hidden_size=8"], "--hidden_size is for a fresh encoder"),
     (["--question_encoder_name_or_path=x"], "need each other"),
@@ -221,6 +221,13 @@ def test_bad_data(content: bytes, message: str, tmp_path: Path, capsys: pytest.C
     assert [found.name for found in tmp_path.iterdir()] == ["dpr.json"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
+def test_fp16_without_a_gpu(train_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(train_file, tmp_path / "out", "--encoder_name_or_path=not/looked-for", "--precision=fp16")
+    assert "fp16 needs a GPU" in fails(words, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_empty_dev_file(train_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dev = tmp_path / "dev.json"
     dev.write_text("[]", encoding="utf-8")
@@ -251,3 +258,18 @@ def test_a_real_process(train_file: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith("retriever   ")
     assert "\x1b" not in done.stdout + done.stderr
     assert (tmp_path / "out" / "passage_encoder" / "model.safetensors").is_file()
+
+
+def test_the_documentations_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of docs/train-a-retriever.md, in a folder that holds what the page says."""
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_text(json.dumps(entries()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "train-a-retriever.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert len(commands) == 5
+    for words in commands:
+        assert main(words) == 0, words
+    assert (tmp_path / "dev.titles").read_text(encoding="utf-8").count("\n") == 20
+    sample = page[page.index("    [{") : page.index("Of an entry")]
+    assert json.loads(sample)[0].keys() == {*entries()[0], "negative_ctxs"}
