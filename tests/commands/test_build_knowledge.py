@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ragstone.__main__ import main
+from ragstone.encoders.text_encoder import TextEncoder
+from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
+
+
+@pytest.fixture
+def flags(models_folder: Path, documents_file: Path, tmp_path: Path) -> list[str]:
+    """A build into tmp_path/source."""
+    return [
+        "build-knowledge",
+        *("--csv_path", str(documents_file)),
+        *("--output_dir", str(tmp_path / "source")),
+        *("--dpr_ctx_encoder_model_name", str(models_folder / "passage_encoder")),
+    ]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one sentence with which the command line refuses `arguments`."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("ragstone build-knowledge: ")
+    return err
+
+
+def test_all_flags(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    extra = "--num_proc 1 --batch_size 2 --d 16 --m 16 --index hnsw --max_words 4 --precision fp32 --no_normalize"
+    assert main([*flags, *extra.split()]) == 0
+    source = KnowledgeSource(tmp_path / "source")
+    assert source.manifest is not None
+    assert (source.manifest.index, source.manifest.documents, len(source)) == ("HNSW16,Flat", 6, 12)
+    assert [p.text for p in source.store.passages([0, 1])] == ["the river of the", "old town is blue"]
+    assert torch.get_num_threads() == threads
+    saved = yaml.safe_load((tmp_path / "source" / "settings.yaml").read_text(encoding="utf-8"))
+    assert (saved["num_proc"], saved["batch_size"], saved["d"], saved["m"], saved["normalize"]) == (1, 2, 16, 16, False)
+    assert set(saved) >= {"csv_path", "output_dir", "dpr_ctx_encoder_model_name", "rag_model_name", "question", "index"}
+    assert sorted(path.name for path in (tmp_path / "source").iterdir()) == sorted(
+        [PASSAGES_NAME, INDEX_NAME, "knowledge.json", "settings.yaml"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_report_is_printed_and_saved(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    statistics = json.loads((tmp_path / "source" / "knowledge.json").read_text(encoding="utf-8"))["statistics"]
+    report = {line[:18].strip(): line[18:].strip() for line in out.splitlines()}
+    assert report["knowledge source"] == str(tmp_path / "source")
+    assert report["documents"] == "6"
+    assert report["passages"] == "6 of at most 100 words"
+    assert report["vectors"].startswith("16 dimensions")
+    assert report["index"] == "HNSW128,Flat, inner product"
+    assert report["size"] == f"{statistics['bytes'] / 2**20:,.1f} MiB"
+    assert report["time"].startswith(f"{statistics['seconds']:,.1f} s")
+    assert report["recall@5, @20"].startswith(f"{statistics['recall@5']:.3f}, {statistics['recall@20']:.3f}")
+    assert report["search"] == f"{statistics['queries_per_second']:,.0f} queries per second"
+
+
+def test_dashes_and_a_settings_file_give_the_same(flags: list[str], tmp_path: Path) -> None:
+    assert main([*flags, "--index", "flat", "--max_words", "3", "--precision", "fp32"]) == 0
+    again = ["build-knowledge", "--config", str(tmp_path / "source" / "settings.yaml")]
+    assert main([*again, "--output-dir", str(tmp_path / "second")]) == 0
+    dashed = [flag.replace("_", "-") if flag.startswith("--") else flag for flag in flags]
+    dashed[dashed.index(str(tmp_path / "source"))] = str(tmp_path / "third")
+    assert main([*dashed, "--index=flat", "--max-words=3", "--precision=fp32"]) == 0
+    first, *others = (KnowledgeSource(tmp_path / name) for name in ("source", "second", "third"))
+    for other in others:
+        rows = np.arange(len(first))
+        np.testing.assert_array_equal(first.store.vectors(rows), other.store.vectors(rows))
+        assert first.store.passages(rows) == other.store.passages(rows)
+
+
+def test_ivf_by_its_factory_string_and_several_documents(
+    flags: list[str], documents_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more.jsonl").write_text('{"title": "king", "text": "the old king"}\n', encoding="utf-8")
+    arguments = [*flags, "--index", "IVF2,Flat", "--csv_path", str(documents_file), str(tmp_path / "*.jsonl")]
+    assert main(arguments) == 0
+    source = KnowledgeSource(tmp_path / "source")
+    assert source.manifest is not None
+    assert (source.manifest.index, len(source)) == ("IVF2,Flat", 7)
+    assert source.manifest.statistics["recall@5"] == 1
+
+
+def test_it_answers_a_question_at_the_end(
+    flags: list[str], checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, "--question", "who founded the town ?", "--rag_model_name", str(checkpoint_folder)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("answer   ")
+    assert out[0].startswith("knowledge source")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--csv_path", "nowhere.tsv"], "There is no file nowhere.tsv"),
+        (["--d", "17"], "--d is 17, but the encoder"),
+        (["--m", "0"], "--m is 0, but must be at least 1"),
+        (["--index", "hnsw", "--m", "1"], "--m is 1, but a node of an hnsw index has at least 2 links"),
+        (["--num_proc", "0"], "--num_proc is 0"),
+        (["--max_words", "-1"], "--max_words is -1"),
+        (["--batch_size", "x"], "--batch_size is 'x', but must be a whole number"),
+        (["--question", "who ?"], "--question needs --rag_model_name"),
+        (["--index", "ivfpq"], "there are only 6 passages; use --index flat"),
+        (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string"),
+        (["--precision", "fp8"], "--precision is 'fp8', but must be one of auto, fp32, bf16, fp16"),
+        (["--precision", "fp16"], "fp16 needs a GPU"),
+        (["--dpr_ctx_encoder_model_name", "nobody/nothing"], "'nobody/nothing' is neither a folder nor a model"),
+        (["--unknown", "1"], "There is no flag --unknown"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    assert message in refused(capsys, [*flags, *extra])
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"one column only\n", "line 1: 1 column(s) instead of 2"),
+        (b'a\tb\nc\t"d" e\n', "line 2: a stray quote"),
+        (b"a\t\xff\n", "line 1: byte 2 is not UTF-8 (0xff)"),
+        (b"", "There is no text in"),
+        (b"title\t\n", "There is no text in"),
+    ],
+)
+def test_bad_documents_leave_nothing(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    (tmp_path / "bad.tsv").write_bytes(content)
+    assert message in refused(capsys, [*flags, "--csv_path", str(tmp_path / "bad.tsv")])
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.tsv"]
+
+
+def test_an_output_folder_in_use_stays_as_it_is(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "work").write_text("mine", encoding="utf-8")
+    assert f"The output folder {tmp_path / 'source'} is not empty" in refused(capsys, flags)
+    assert [path.name for path in tmp_path.rglob("*")] == ["source", "work"]
+
+
+def test_an_output_folder_that_cannot_be_made(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert "cannot be made" in refused(capsys, [*flags, "--output_dir", str(tmp_path / "file" / "source")])
+
+
+def test_ctrl_c_leaves_nothing(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextEncoder, "embed_tokens", interrupted)
+    assert main([*flags, "--output_dir", str(tmp_path / "new" / "source")]) == 130
+    assert capsys.readouterr().err == "ragstone build-knowledge: interrupted\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_stopped_process_leaves_nothing(flags: list[str], tmp_path: Path) -> None:
+    documents = tmp_path / "long.tsv"
+    documents.write_text("river\tthe old stone bridge of the town\n" * 200_000, encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ragstone", *flags, "--csv_path", str(documents)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob(".source-*/new/*/*.arrow")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "ragstone build-knowledge: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["long.tsv"]
