@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -192,3 +193,31 @@ def test_a_stopped_process_leaves_nothing(flags: list[str], tmp_path: Path) -> N
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "ragstone build-knowledge: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["long.tsv"]
+
+
+def test_the_documentations_commands(
+    models_folder: Path,
+    documents_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command of docs/build-a-knowledge-source.md, in a folder that holds what the page says."""
+    (tmp_path / "retriever").symlink_to(models_folder)
+    (tmp_path / "generator").symlink_to(models_folder / "generator")
+    (tmp_path / "documents.tsv").write_bytes(documents_file.read_bytes())
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.jsonl").write_text('{"title": "king", "text": "the old king"}\n', encoding="utf-8")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "b.md").write_text("# bridge\n\na stone bridge\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "build-a-knowledge-source.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert len(commands) == 6
+    for words in commands:
+        assert main(words) == 0, words
+    assert len(KnowledgeSource(tmp_path / "knowledge-of-all")) == 8
+    assert "answer   " in capsys.readouterr().out.splitlines()[-1]
+    table = page[page.index("## What is written") : page.index("transformers' RagRetriever opens")]
+    written = {line.split("`")[1].rstrip("/") for line in table.splitlines() if line.startswith("| `")}
+    assert written == {path.name for path in (tmp_path / "knowledge").iterdir()}
