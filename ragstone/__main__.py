@@ -15,6 +15,7 @@ from ragstone import __version__
 from ragstone.errors import InputError
 
 INTERRUPTED = 130
+OUTPUT_CLOSED = 141
 
 
 class Command(NamedTuple):
@@ -42,9 +43,21 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return the exit code.
 
-    0 is done, 2 is unusable input, 130 is interrupted from the keyboard or by SIGTERM, as shells count.
+    0 is done, 2 is unusable input. As shells count, 130 is interrupted from the keyboard or by SIGTERM, and 141 that
+    whoever read the output has gone.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still unwritten must go somewhere, or Python complains about it on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0

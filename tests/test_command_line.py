@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,13 @@ def test_what_the_file_system_refuses_is_one_sentence(
     err = capsys.readouterr().err
     assert "File name too long" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ragstone", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
