@@ -90,6 +90,8 @@ class FinetuneSettings:
     """Batches per optimiser step."""
     learning_rate: float = 5e-5
     """Step size after warm-up."""
+    question_encoder_learning_rate: float | None = None
+    """Step size of the question encoder, where it shall not be --learning_rate: lower for a generator from scratch."""
     lr_scheduler: Literal["linear", "cosine", "cosine_w_restarts", "polynomial"] = "linear"
     """How the step size falls."""
     warmup_steps: int = 0
@@ -159,8 +161,10 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"--{name} is {value}, but must be from 0 to below 1.")
-        if self.learning_rate <= 0:
-            raise InputError(f"--learning_rate is {self.learning_rate}, but must be above 0.")
+        for name in ("learning_rate", "question_encoder_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"--{name} is {value}, but must be above 0.")
         if self.val_check_interval <= 0:
             raise InputError(f"--val_check_interval is {self.val_check_interval}, but must be above 0.")
         if self.fp16 and self.bf16:
@@ -201,6 +205,7 @@ class FinetuneSettings:
                 adam_epsilon=self.adam_epsilon,
                 warmup_steps=self.warmup_steps,
                 adafactor=self.adafactor,
+                question_encoder_learning_rate=self.question_encoder_learning_rate,
             ),
             validation=Decoding(num_beams=self.num_beams, max_length=self.val_max_target_length),
             test=Decoding(num_beams=self.num_beams, max_length=self.test_max_target_length),

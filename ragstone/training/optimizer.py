@@ -29,23 +29,27 @@ class OptimizerSettings:
     adam_epsilon: float = 1e-8
     warmup_steps: int = 0
     adafactor: bool = False
+    question_encoder_learning_rate: float | None = None
+    """Another step size for a RAG model's question encoder; the same as the generator's where None."""
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """AdamW, or Adafactor with a given step size; biases and normalisation weights are not decayed."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [p for name, p in trained if not name.endswith(UNDECAYED)],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for name, p in trained if name.endswith(UNDECAYED)], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # The generator's parameters come last in a RAG model; reversed, the first group's step size is the generator's.
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.requires_grad:
+            rate = settings.learning_rate
+            if settings.question_encoder_learning_rate is not None and name.startswith("question_encoder."):
+                rate = settings.question_encoder_learning_rate
+            decay = 0.0 if name.endswith(UNDECAYED) else settings.weight_decay
+            groups.setdefault((rate, decay), []).append(parameter)
+    grouped = [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
     if settings.adafactor:
         from transformers.optimization import Adafactor
 
-        return Adafactor(groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, eps=settings.adam_epsilon)
+        return Adafactor(grouped, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
+    return torch.optim.AdamW(grouped, lr=settings.learning_rate, eps=settings.adam_epsilon)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> Any:
