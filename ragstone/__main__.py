@@ -88,7 +88,8 @@ def _run(command: Command, program: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"ragstone.commands.{command.module}")
     function = getattr(module, command.module)
     try:
-        settings = parse_settings(getattr(module, command.settings), arguments, program, function.__doc__ or "")
+        purpose = (function.__doc__ or "").partition("\n\n")[0]
+        settings = parse_settings(getattr(module, command.settings), arguments, program, purpose)
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries()

@@ -39,6 +39,16 @@ class Flag:
         """The only values allowed; empty where there is no such list."""
         return tuple(map(str, get_args(self.kind))) if get_origin(self.kind) is Literal else ()
 
+    @property
+    def metavar(self) -> str | None:
+        """What --help shows behind the flag; None for a boolean, which needs nothing there."""
+        if self.kind is bool and not self.optional:
+            return None
+        if self.choices or self.kind is bool:
+            return "{" + ",".join(self.choices or ("True", "False")) + "}"
+        name = {int: "INT", float: "FLOAT", Path: "PATH"}.get(self.kind, "TEXT")
+        return f"{name} ..." if self.many else name
+
     def words(self, values: Sequence[str]) -> list[str]:
         """The flag with `values`, in the one spelling that the parser is given."""
         if self.many:

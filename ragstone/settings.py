@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from ragstone.errors import InputError
-from ragstone.flags import Flag, check_values, flags_of, read_flags, refuse_missing
+from ragstone.flags import NOTHING, Flag, check_values, flags_of, read_flags, refuse_missing
 
 S = TypeVar("S")
 
@@ -36,11 +36,13 @@ def parse_settings(settings_class: type[S], arguments: Sequence[str], program: s
         given |= read_flags(remaining, flags)
         refuse_missing(given, flags)
         words = [word for name, values in given.items() for word in flags[name].words(values)]
+    else:
+        settings_class = _as_shown(settings_class, flags)
     return tyro.cli(
         settings_class,
         args=words,
         prog=program,
-        description=f"{description}\n\n--config FILE.yaml gives defaults that flags override.",
+        description=f"{description}\n--config FILE.yaml gives defaults that flags override.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -57,6 +59,20 @@ def save_settings(settings: Any, path: Path) -> None:
 def plain_settings(settings: Any) -> dict[str, Any]:
     """The settings as YAML can hold them: paths as text, tuples as lists."""
     return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def _as_shown(settings_class: type[S], flags: dict[str, Flag]) -> type[S]:
+    """`settings_class` as --help shows it: what a flag takes in plain words, and no default where None is one."""
+    import tyro
+
+    def default(value: str) -> str:
+        return "" if value in ("", NOTHING) else f"(default: {value})"
+
+    hints = {
+        name: Annotated[hint, tyro.conf.arg(metavar=flags[name].metavar, help_behavior_hint=default)]
+        for name, hint in get_type_hints(settings_class).items()
+    }
+    return type(settings_class.__name__, (settings_class,), {"__annotations__": hints})
 
 
 def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:

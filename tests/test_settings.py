@@ -130,6 +130,21 @@ def test_help_lists_flags_with_what_they_mean(capsys: pytest.CaptureFixture[str]
     assert "--config FILE.yaml" in text
 
 
+def test_help_says_in_plain_words_what_a_flag_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse_settings(Settings, ["--help"], "ragstone test", "What it does.")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--output_dir PATH Where to. (required)" in text
+    assert "--csv_path TEXT ... Where from. (required)" in text
+    assert "--batch_size INT Passages at once. (default: 8)" in text
+    assert "--n_docs INT Passages per question. --learning_rate FLOAT Step size. (default: 3e-05)" in text
+    assert "--fp16, --no_fp16 Half precision. (default: False)" in text
+    assert "--normalize {True,False} Unit length. --model_type {rag_sequence,rag_token} Marginalisation. --p" in text
+
+
 def write(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
     return str(path)

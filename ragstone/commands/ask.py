@@ -53,7 +53,10 @@ class AskSettings:
 
 
 def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
-    """Ask a checkpoint; answers come with score and passages. Yields question, answer, and whether to print JSON."""
+    """Ask a checkpoint; answers come with score and passages.
+
+    Yields question, answer, and whether to print JSON.
+    """
     from ragstone.model.decoding import Decoding
     from ragstone.model.open import ModelRequest, open_model
 

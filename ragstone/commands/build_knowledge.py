@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class BuildKnowledgeSettings:
     csv_path: list[str]
-    """Documents: tab-separated title and text, .csv with a header, .jsonl, .parquet, folders of .txt and .md; paths
-    and globs, one or several."""
+    """Documents: .tsv of title and text, .csv, .jsonl, .parquet, folders of .txt and .md; one path or glob or several."""
     output_dir: Path
     """Folder for the knowledge source; new or empty."""
     dpr_ctx_encoder_model_name: str = "facebook/dpr-ctx_encoder-multiset-base"

@@ -117,7 +117,7 @@ class FinetuneSettings:
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     seed: int = 42
-    """Of the order of examples and of dropout."""
+    """Seed of the order of examples and of dropout."""
 
     val_check_interval: float = 1.0
     """Up to 1: part of an epoch between validations; above 1: batches."""

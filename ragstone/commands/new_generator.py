@@ -33,7 +33,7 @@ class NewGeneratorSettings:
     dropout: float = 0.1
     """Dropout in training."""
     seed: int = 42
-    """Of the weights."""
+    """Seed of the weights."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "heads"):

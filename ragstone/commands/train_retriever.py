@@ -83,7 +83,7 @@ class TrainRetrieverSettings:
     num_proc: int | None = None
     """CPU threads; all where not given."""
     seed: int = 42
-    """Of the order, dropout, the held-out part and fresh weights."""
+    """Seed of the order, dropout, the held-out part and fresh weights."""
 
     def __post_init__(self) -> None:
         least = {"num_hard_negatives": 0, "warmup_steps": 0, "seed": 0, "batch_size": 1, "num_train_epochs": 1}
