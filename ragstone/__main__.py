@@ -32,6 +32,7 @@ COMMANDS = {
     "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
     "verify": Command("verify", "VerifySettings", "check a knowledge source or a checkpoint"),
     "new-generator": Command("new_generator", "NewGeneratorSettings", "make a small generator without pretraining"),
+    "make-practice": Command("make_practice", "MakePracticeSettings", "make cloze questions from passages"),
     "consolidate": Command("consolidate", "ConsolidateSettings", "join a question encoder and a generator"),
     "finetune": Command("finetune", "FinetuneSettings", "train question encoder and generator together"),
     "eval": Command("eval", "EvalSettings", "measure answers or retrieval"),

@@ -28,6 +28,9 @@ class ConsolidateSettings:
     """A RAG config to start from; without it nothing but the two models is needed."""
     passage_encoder_name_or_path: str | None = None
     """The passage encoder that belongs to the question encoder, so that a source made by another one is refused."""
+    normalize: bool | None = None
+    """Scale question vectors to length one; as the encoder says where not given. Longer ones find the same passages,
+    but tell them apart more sharply: the best one weighs more in the answer."""
     allow_new_weights: bool = False
     """Accept a model some of whose weights are newly initialised."""
 
@@ -60,6 +63,7 @@ def _consolidate(settings: ConsolidateSettings, folder: Path) -> str:
         generator_tokenizer=settings.generator_tokenizer_name_or_path,
         config=settings.config_name_or_path,
         passage_encoder=settings.passage_encoder_name_or_path,
+        normalize=settings.normalize,
         allow_new_weights=settings.allow_new_weights,
     )
     return consolidate_checkpoint(parts, folder, settings.model_type)

@@ -18,7 +18,7 @@ from ragstone.settings import parse_settings
 if TYPE_CHECKING:
     from ragstone.demo.almanac import Entity, Question
 
-RETRIEVER_EPOCHS = 2
+RETRIEVER_STEPS = 150
 VALIDATED, TESTED = 60, 200
 """Entities that validation and test ask about; training asks about the others."""
 
@@ -66,8 +66,8 @@ def demo(settings: DemoSettings) -> Demo:
 
     _print_title("A retriever: question and passage encoder, from scratch")
     _ragstone(
-        f"train-retriever --train_path {folder}/retriever.json --output_dir {retriever} --batch_size 64 "
-        f"--num_train_epochs {RETRIEVER_EPOCHS} --seed {seed}"
+        f"train-retriever --train_path {folder}/retriever.json --output_dir {retriever} --shared --batch_size 64 "
+        f"--max_steps {RETRIEVER_STEPS} --seed {seed}"
     )
     _print_title("The almanac as a searchable knowledge source")
     build = f"build-knowledge --dpr_ctx_encoder_model_name {retriever}/passage_encoder --index flat"
@@ -86,7 +86,7 @@ def demo(settings: DemoSettings) -> Demo:
     _ragstone(
         f"finetune --data_dir {data} --output_dir {folder}/run --model_name_or_path {folder}/rag "
         f"--passages_path {knowledge} --n_docs 2 --train_batch_size 32 --max_steps {settings.max_steps} "
-        f"--num_train_epochs 100 --learning_rate 1e-3 --warmup_steps 100 --dropout 0 --num_beams 1 "
+        f"--num_train_epochs 100 --learning_rate 1e-3 --question_encoder_learning_rate 1e-5 --warmup_steps 50 --dropout 0 --num_beams 1 "
         f"--val_check_interval {settings.max_steps // 2} --seed {seed}"
     )
     _print_title("How well it retrieves and answers")

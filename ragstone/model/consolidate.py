@@ -27,6 +27,8 @@ class Parts:
     """A RAG config to start from; transformers' defaults where None."""
     passage_encoder: str | None = None
     """The passage encoder that belongs to the question encoder, where that is not known."""
+    normalize: bool | None = None
+    """Whether question vectors get length one; as the question encoder says where None."""
     allow_new_weights: bool = False
 
 
@@ -41,6 +43,7 @@ def join_parts(parts: Parts) -> Checkpoint:
     encoder = load_encoder(
         parts.question_encoder,
         "question",
+        normalize=parts.normalize,
         tokenizer_name_or_path=parts.question_encoder_tokenizer,
         allow_new_weights=parts.allow_new_weights,
     )
