@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
 from ragstone.settings import plain_settings, save_settings
@@ -24,9 +25,25 @@ POSITIVE = (
     "train_batch_size",
     "eval_batch_size",
     "gradient_accumulation_steps",
-    "num_workers",
 )
-FRACTIONS = ("label_smoothing", "dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
+NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed")
+GENERATOR_SETTINGS = ("dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
+FRACTIONS = ("label_smoothing", *GENERATOR_SETTINGS)
+RAG_ONLY = (
+    *("passages_path", "index_path", "index_name", "n_docs", "max_combined_length"),
+    *("freeze_question_encoder", "question_encoder_learning_rate"),
+)
+FREE_TO_CHANGE = (
+    *("data_dir", "n_train", "n_val", "n_test", "output_dir", "do_train", "do_predict", "resume"),
+    *("passages_path", "index_path", "index_name", "cache_dir", "config_name", "tokenizer_name"),
+    *("num_train_epochs", "max_steps", "val_check_interval", "early_stopping_patience", "eval_batch_size"),
+    *("test_max_target_length", "gpus", "num_workers", "gradient_checkpointing", "logger_name", "profile"),
+    "fast_dev_run",
+)
+"""What a resumed run may be given anew; data and knowledge source are compared by content."""
+POLYNOMIAL_END = 1e-7
+"""The step size at which transformers' polynomial schedule ends."""
+MAX_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -161,19 +178,31 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"--{name} is {value}, but must be from 0 to below 1.")
-        for name in ("learning_rate", "question_encoder_learning_rate"):
+        for name in ("learning_rate", "question_encoder_learning_rate", "val_check_interval"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"--{name} is {value}, but must be above 0.")
-        if self.val_check_interval <= 0:
-            raise InputError(f"--val_check_interval is {self.val_check_interval}, but must be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"--{name} is {value}, but must be a number above 0.")
+        for name in NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name} is {getattr(self, name)}, but must be a number from 0 on.")
+        if self.seed >= MAX_SEED:
+            raise InputError(f"--seed is {self.seed}, but must be below {MAX_SEED}.")
+        if self.gpus is not None and self.gpus < 0:
+            raise InputError(
+                f"--gpus is {self.gpus}, but must be a number from 0 on; leave it out to use one if there is one."
+            )
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise InputError(
+                f"--lr_scheduler polynomial falls to {POLYNOMIAL_END}, so --learning_rate must be above that; it is "
+                f"{self.learning_rate}."
+            )
         if self.fp16 and self.bf16:
             raise InputError("--fp16 and --bf16 exclude each other; take --bf16 where the hardware has it.")
         if self.resume and self.fast_dev_run:
             raise InputError("--fast_dev_run starts from the beginning; leave --resume out.")
         if self.model_type in ("bart", "t5"):
-            for name in ("passages_path", "index_path", "index_name", "n_docs"):
-                if getattr(self, name) is not None:
+            for name in RAG_ONLY:
+                if getattr(self, name):
                     raise InputError(f"--{name} is for RAG models; a closed-book {self.model_type} retrieves nothing.")
 
     def plan(self) -> RunPlan:
@@ -183,6 +212,7 @@ class FinetuneSettings:
         from ragstone.training.optimizer import OptimizerSettings
         from ragstone.training.run import RunPlan
 
+        record = plain_settings(self)
         return RunPlan(
             data_dir=self.data_dir,
             folder=self.output_dir,
@@ -217,17 +247,14 @@ class FinetuneSettings:
             gpus=self.gpus,
             wandb=self.logger_name == "wandb",
             profiles=self.profile,
-            record=plain_settings(self),
+            record=record,
+            fixed={name: value for name, value in record.items() if name not in FREE_TO_CHANGE},
         )
 
     def _model_request(self) -> ModelRequest:
         from ragstone.model.open import ModelRequest
 
-        changes: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in FRACTIONS
-            if name != "label_smoothing" and getattr(self, name) is not None
-        }
+        changes = {name: getattr(self, name) for name in GENERATOR_SETTINGS if getattr(self, name) is not None}
         return ModelRequest(
             self.model_name_or_path,
             model_type=self.model_type,
@@ -252,18 +279,20 @@ class FinetuneSettings:
 def finetune(settings: FinetuneSettings) -> Finetuned:
     """Train question encoder and generator together on questions and answers."""
     # Read by the tokenizers' thread pool when it starts.
-    os.environ.setdefault("RAYON_NUM_THREADS", str(settings.num_workers))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, settings.num_workers)))
     from ragstone.training.run import fast_dev_run, run
 
     plan = settings.plan()
     if settings.fast_dev_run:
         return fast_dev_run(plan)
-    return run(plan, started=lambda: save_settings(settings, settings.output_dir / "settings.yaml"))
+    # Beside a run, what its test answers were made with must not replace what it was trained with.
+    name = "settings.yaml" if plan.trains else "test_settings.yaml"
+    return run(plan, started=lambda: save_settings(settings, settings.output_dir / name))
 
 
 def show(result: Finetuned) -> None:
     """Print where the run ended."""
-    print(f"output       {result.folder}")
+    print(f"output       {result.folder or 'none: a run for trying out, all parts of which worked'}")
     if result.best is not None:
         print(f"steps        {result.steps:,} in {result.seconds:,.1f} s")
         print(f"best         {result.best.name}: exact match {result.best.score:.2f} on the validation questions")

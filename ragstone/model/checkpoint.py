@@ -106,15 +106,16 @@ def load_checkpoint(
 
 
 def change_config(config: Any, changes: Mapping[str, Any]) -> None:
-    """Set entries of a generator's config.
+    """Set entries of a generator's config; what BART calls dropout, T5 calls dropout_rate.
 
     Raises:
         InputError: the generator has no such setting.
     """
     for name, value in changes.items():
-        if not hasattr(config, name):
+        own = next((known for known in (name, f"{name}_rate") if hasattr(config, known)), None)
+        if own is None:
             raise InputError(f"A {config.model_type} generator has no setting {name}; leave --{name} out.")
-        setattr(config, name, value)
+        setattr(config, own, value)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -> None:

@@ -139,7 +139,8 @@ def _save_rag(checkpoint: Checkpoint, model: RagModel, source: KnowledgeSource, 
     config, options = checkpoint.config, model.options
     config.n_docs = options.n_docs
     config.max_combined_length = options.context.max_length
-    checkpoint.generator.model.config.prefix = options.context.prefix or None
+    # A checkpoint of transformers may have a prefix in either place.
+    config.prefix = checkpoint.generator.model.config.prefix = options.context.prefix or None
     config.index_name = "custom"
     config.passages_path = str(source.store.folder.resolve())
     config.index_path = str(source.index_path.resolve())

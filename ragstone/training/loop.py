@@ -19,9 +19,10 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.model import Model, answer_questions
 from ragstone.progress import ProgressBar, progress_bar
 from ragstone.training.checkpoints import CheckpointKeeper
-from ragstone.training.monitor import Monitor
+from ragstone.training.monitor import Monitor, as_line
 from ragstone.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from ragstone.training.order import epoch_batches
+from ragstone.training.resume import Identity
 from ragstone.types import Example
 
 Score = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
@@ -56,7 +57,8 @@ class Validation:
     scores: dict[str, float]
     """In percent."""
     measures: dict[str, float]
-    """The monitor's averages over the last training batches, with the learning rate."""
+    """The monitor's averages over the training batches since the validation before."""
+    learning_rate: float
     seconds: float
 
 
@@ -76,9 +78,13 @@ class Trainer:
         decoding: Decoding,
         score: Score,
         report: Callable[[Validation], None],
+        identity: Identity,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`accelerator` is accelerate's; `report` is told of every validation, `after_step` is called after a step."""
+        """`accelerator` is accelerate's; `report` is told of every validation, `after_step` is called after a step.
+
+        `identity` goes into the state, so that resuming can tell whether it goes on with the same run.
+        """
         self.model = model
         self.accelerator = accelerator
         self.keeper = keeper
@@ -88,9 +94,10 @@ class Trainer:
         self.decoding = decoding
         self.score = score
         self.report = report
+        self.identity = identity
         self.after_step = after_step
-        self.monitor = Monitor(model.corpus_size)
         self.batches_per_epoch = math.ceil(len(train) / loop.train_batch_size)
+        self.monitor = Monitor(self.batches_per_epoch, model.corpus_size)
         steps = math.ceil(self.batches_per_epoch / loop.accumulation) * loop.epochs
         self.total_steps = steps if loop.max_steps < 0 else min(steps, loop.max_steps)
         optimizer = make_optimizer(model, optimization)  # type: ignore[arg-type]
@@ -104,6 +111,7 @@ class Trainer:
     def run(self) -> None:
         """Train until the epochs, the steps or the patience end."""
         self.model.train()
+        self.monitor.restart()
         with progress_bar("Training", self.total_steps) as bar:
             bar.advance(self.step)
             while self.step < self.total_steps and not self._out_of_patience():
@@ -118,6 +126,7 @@ class Trainer:
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "identity": self.identity,
             "position": [self.step, self.epoch, self.batch, self.without_progress],
         }
 
@@ -142,9 +151,9 @@ class Trainer:
             if len(group) < loop.accumulation and self.batch < self.batches_per_epoch:
                 continue
             self._train_step(group, bar)
-            group = []
-            if self._validation_is_due() or self.step == self.total_steps:
+            if self._validation_is_due(len(group)) or self.step == self.total_steps:
                 self._validate(bar)
+            group = []
             if self.step == self.total_steps or self._out_of_patience():
                 return
 
@@ -159,7 +168,7 @@ class Trainer:
                 if not torch.isfinite(loss.loss):
                     raise InputError(
                         f"The loss is not finite at step {self.step + 1}; lower --learning_rate, or use --bf16 instead "
-                        "of --fp16. The last checkpoint is kept."
+                        "of --fp16. Checkpoints up to here are kept."
                     )
                 self.accelerator.backward(loss.loss / questions)
             self.monitor.add(loss)
@@ -176,24 +185,23 @@ class Trainer:
         self.after_step()
 
     def _show(self, bar: ProgressBar) -> None:
-        bar.note(self.monitor.line(self._learning_rate()))
-        self.accelerator.log({f"train/{name}": value for name, value in self._measures().items()}, step=self.step)
+        measures, learning_rate = self.monitor.measures(), self._learning_rate()
+        bar.note(as_line(measures, learning_rate))
+        shown = {**measures, "learning_rate": learning_rate}
+        self.accelerator.log({f"train/{name}": value for name, value in shown.items()}, step=self.step)
         warning = self.monitor.warning()
         if warning is not None:
             bar.print(warning)
 
-    def _measures(self) -> dict[str, float]:
-        return {**self.monitor.measures(), "learning_rate": self._learning_rate()}
-
     def _learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
 
-    def _validation_is_due(self) -> bool:
+    def _validation_is_due(self, batches: int) -> bool:
+        """Whether the last step, on so many batches, reached or passed a multiple of the interval."""
         interval = self.loop.validation_interval
         every = max(1, round(self.batches_per_epoch * interval)) if interval <= 1 else round(interval)
         seen = self.epoch * self.batches_per_epoch + self.batch
-        before = seen - min(self.loop.accumulation, self.batch)
-        return seen // every > before // every
+        return seen // every > (seen - batches) // every
 
     def _validate(self, bar: ProgressBar) -> None:
         began = time.perf_counter()
@@ -205,14 +213,15 @@ class Trainer:
         self.model.train()
         better = not self.keeper.kept or scores["em"] > self.keeper.best.score
         self.without_progress = 0 if better else self.without_progress + 1
-        self.keeper.save(self.model, self.step, scores["em"], self.state())
         self.accelerator.log({f"val/{name}": value for name, value in scores.items()}, step=self.step)
-        bar.print(
-            f"step {self.step}/{self.total_steps}  em {scores['em']:.2f}  f1 {scores['f1']:.2f}  "
-            f"{self.monitor.line(self._learning_rate())}"
-        )
-        self.report(Validation(self.step, scores, self._measures(), time.perf_counter() - began))
-        self.monitor.pause()
+        measures, learning_rate = self.monitor.measures(), self._learning_rate()
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        bar.print(f"step {self.step}/{self.total_steps}  {shown}  {as_line(measures, learning_rate)}")
+        # Reported before it is saved: a run that is stopped in between goes back to the checkpoint before, and reports
+        # this validation again; the other way round it would never.
+        self.report(Validation(self.step, scores, measures, learning_rate, time.perf_counter() - began))
+        self.keeper.save(self.model, self.step, scores["em"], self.state())
+        self.monitor.restart()
 
     def _out_of_patience(self) -> bool:
         patience = self.loop.patience

@@ -16,7 +16,7 @@ SCHEDULES: dict[Schedule, str] = {
     "cosine_w_restarts": "cosine_with_restarts",
     "polynomial": "polynomial",
 }
-UNDECAYED = ("bias", "norm.weight", "LayerNorm.weight", "layernorm_embedding.weight", "layer_norm.weight")
+"""The reference's names to those of transformers."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,24 @@ class OptimizerSettings:
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW, or Adafactor with a given step size; biases and normalisation weights are not decayed."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    # The generator's parameters come last in a RAG model; reversed, the first group's step size is the generator's.
-    for name, parameter in reversed(list(model.named_parameters())):
+    """AdamW, or Adafactor with a given step size; biases and normalisation weights (vectors) are not decayed.
+
+    The first group has the generator's step size.
+    """
+    own = settings.question_encoder_learning_rate
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = settings.learning_rate
-            if settings.question_encoder_learning_rate is not None and name.startswith("question_encoder."):
-                rate = settings.question_encoder_learning_rate
-            decay = 0.0 if name.endswith(UNDECAYED) else settings.weight_decay
-            groups.setdefault((rate, decay), []).append(parameter)
-    grouped = [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+            apart = own is not None and name.startswith("question_encoder.")
+            groups.setdefault((apart, parameter.ndim < 2), []).append(parameter)
+    grouped = [
+        {
+            "params": groups[apart, vectors],
+            "lr": own if apart else settings.learning_rate,
+            "weight_decay": 0.0 if vectors else settings.weight_decay,
+        }
+        for apart, vectors in sorted(groups)
+    ]
     if settings.adafactor:
         from transformers.optimization import Adafactor
 
