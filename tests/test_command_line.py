@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import ragstone
 from ragstone.__main__ import COMMANDS, main
+from ragstone.flags import flags_of, read_flags
 
 HEAVY = ("torch", "transformers", "faiss", "datasets", "pyarrow", "tokenizers", "accelerate", "numpy")
 
@@ -98,6 +100,16 @@ def test_help_lists_every_flag(command: str, capsys: pytest.CaptureFixture[str])
     listed = {word.strip("[],") for word in capsys.readouterr().out.split() if word.strip("[,").startswith("--")}
     names = {flag for spelt in listed for flag in spelt.split("|")}
     assert {f"--{name}" for name in FLAGS[command].split()} <= names
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_is_taken_in_both_spellings(command: str) -> None:
+    module = importlib.import_module(f"ragstone.commands.{COMMANDS[command].module}")
+    flags = flags_of(getattr(module, COMMANDS[command].settings))
+    for name in FLAGS[command].split():
+        value = (*flags[name].choices, "1" if flags[name].kind in (int, float) else "True")[0]
+        given = read_flags([f"--{name}", value], flags)
+        assert given == {name: [value]} == read_flags([f"--{name.replace('_', '-')}={value}"], flags)
 
 
 def test_a_command_may_be_written_with_underscores(capsys: pytest.CaptureFixture[str]) -> None:
