@@ -86,7 +86,8 @@ def demo(settings: DemoSettings) -> Demo:
     _ragstone(
         f"finetune --data_dir {data} --output_dir {folder}/run --model_name_or_path {folder}/rag "
         f"--passages_path {knowledge} --n_docs 2 --train_batch_size 32 --max_steps {settings.max_steps} "
-        f"--num_train_epochs 100 --learning_rate 1e-3 --question_encoder_learning_rate 1e-5 --warmup_steps 50 --dropout 0 --num_beams 1 "
+        f"--num_train_epochs 100 --learning_rate 1e-3 --question_encoder_learning_rate 1e-5 --warmup_steps 50 "
+        f"--dropout 0 --num_beams 1 "
         f"--val_check_interval {settings.max_steps // 2} --seed {seed}"
     )
     _print_title("How well it retrieves and answers")
