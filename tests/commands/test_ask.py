@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -246,3 +247,34 @@ def test_a_source_that_cannot_be_read(
     spoil(tmp_path / "source")
     flags = ["ask", f"--model_name_or_path={checkpoint_folder}", f"--passages_path={tmp_path / 'source'}"]
     _refused(capsys, [*flags, "--question", QUESTION], str(tmp_path / "source"), *parts)
+
+
+def test_the_documentations_commands(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint_folder: Path,
+    source_folder: Path,
+) -> None:
+    """Every command of docs/answer-questions.md, in a folder that holds what the page says."""
+    open_model(ModelRequest(str(checkpoint_folder), passages_path=str(source_folder))).save(tmp_path / "run" / "best")
+    (tmp_path / "knowledge-2").symlink_to(source_folder)
+    (tmp_path / "questions.txt").write_text(f"{QUESTION}\n\nwhat is the river ?\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "answer-questions.md").read_text(encoding="utf-8")
+    commands = [line.strip() for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert len(commands) == 4
+    for command in commands:
+        command, _, output = command.partition(" > ")
+        command, _, questions = command.partition(" < ")
+        if questions:
+            _standard_input(monkeypatch, Path(questions).read_bytes())
+        assert main(shlex.split(command)[1:]) == 0, command
+        out = capsys.readouterr().out
+        assert out.startswith("{" if "--json" in command else "Q: ")
+        if output:
+            Path(output).write_text(out, encoding="utf-8")
+    records = [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(records) == 2
+    keys = page[page.index("| key |") : page.index("## How it searches")]
+    assert all(key in keys for key in (*records[0], *records[0]["passages"][0]))
