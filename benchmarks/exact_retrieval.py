@@ -1,0 +1,51 @@
+"""Retrieval from a knowledge source against exact search that shares no code with it.
+
+    python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS
+
+One side: Ragstone's question encoder and retriever. Other side: sentence-transformers for the questions, datasets for
+the passage vectors, numpy's matrix product and sort. Ends with code 1 unless both find the same passages.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from datasets import load_from_disk
+from sentence_transformers import SentenceTransformer
+
+from ragstone.encoders.load import load_encoder
+from ragstone.knowledge.source import KnowledgeSource
+from ragstone.retrieval.local import LocalRetriever
+
+N_DOCS = 20
+TOLERANCE = 1e-5
+"""Scores nearer than this are a tie, whose order rounding decides."""
+
+
+def main(source: Path, encoder: str, questions_file: Path) -> int:
+    """Print how many of the questions' passages agree."""
+    questions = questions_file.read_text(encoding="utf-8").splitlines()
+    vectors = load_encoder(encoder, "question").embed(questions)
+    found = LocalRetriever(KnowledgeSource(source)).retrieve(vectors, N_DOCS).ids
+
+    passages = load_from_disk(str(source / "my_knowledge_dataset")).with_format("numpy")["embeddings"][:]
+    queries = SentenceTransformer(encoder, device="cpu").encode(questions, batch_size=64, convert_to_numpy=True)
+    scores = queries @ np.stack(passages).T
+    exact = np.argsort(-scores, axis=1, kind="stable")[:, :N_DOCS]
+
+    same = found == exact
+    tied = np.abs(np.take_along_axis(scores, found, 1) - np.take_along_axis(scores, exact, 1)) < TOLERANCE
+    print(
+        f"{len(questions):,} questions, {len(passages):,} passages, {N_DOCS} each: "
+        f"{same.mean():.4%} at the same place, "
+        f"{(tied & ~same).sum()} exchanged with a tie, {(~tied & ~same).sum()} different"
+    )
+    return int((~tied & ~same).any())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS")
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
