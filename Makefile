@@ -3,7 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: test check clean
+.PHONY: demo test check clean
+
+# An earlier demo's folder is replaced, finished or not; another folder of that name is left for the command to refuse.
+demo: $(READY)
+	@if [ -e demo/almanac.tsv ]; then echo "demo/ holds an earlier demo, which is removed."; rm -rf demo; fi
+	$(VENV)/bin/ragstone demo --output_dir demo
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
