@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class BuildKnowledgeSettings:
     csv_path: list[str]
-    """Documents: .tsv of title and text, .csv, .jsonl, .parquet, folders of .txt and .md; one path or glob or several."""
+    """Documents: .tsv of title and text, .csv, .jsonl, .parquet, folders of .txt and .md; paths or globs."""
     output_dir: Path
     """Folder for the knowledge source; new or empty."""
     dpr_ctx_encoder_model_name: str = "facebook/dpr-ctx_encoder-multiset-base"
