@@ -18,6 +18,8 @@ from transformers import (
     DPRContextEncoder,
     DPRQuestionEncoder,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 from transformers.utils import logging
 
@@ -110,6 +112,39 @@ def models_folder(
     return folder
 
 
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, as T5 likes them: no start token, the end token last, padding first in the vocabulary."""
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", "/", "//", "?", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 generator with random weights."""
+    folder = tmp_path_factory.mktemp("t5") / "generator"
+    tokenizer = t5_tokenizer()
+    torch.manual_seed(3)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        initializer_factor=2.0,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def minilm_folder() -> str:
     """The real all-MiniLM-L6-v2, as sentence-transformers saved it."""
@@ -165,4 +200,29 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: P
             question_encoder_name_or_path=str(models_folder / "question_encoder"),
         )
     )
+    return folder
+
+
+PAIRS = [
+    ("who founded the town ?", "otto"),
+    ("what is blue ?", "the river"),
+    ("who was king of the hill ?", "mara"),
+    ("what is the stone ?", "bridge"),
+    ("who founded the bridge ?", "anna"),
+    ("what is red ?", "the hill"),
+    ("what is old ?", "the town"),
+    ("what is the river ?", "blue"),
+    ("what is a hill ?", "green"),
+    ("who was by the river ?", "a king"),
+]
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Question-answer pairs: ten to train on, four to validate with, three to test with."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for split, pairs in (("train", PAIRS), ("val", PAIRS[:4]), ("test", PAIRS[4:7])):
+        for ending, column in (("source", 0), ("target", 1)):
+            lines = "".join(f"{pair[column]}\n" for pair in pairs)
+            (folder / f"{split}.{ending}").write_text(lines, encoding="utf-8")
     return folder
