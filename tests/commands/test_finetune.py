@@ -1,0 +1,440 @@
+"""ragstone finetune on the command line: what its flags do, what the next commands take, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ragstone.__main__ import main
+
+PAGE = Path(__file__).parents[2] / "docs" / "fine-tune.md"
+
+
+@pytest.fixture
+def base(tmp_path: Path, pairs_folder: Path, checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
+    """Flags of a short run of the tiny checkpoint."""
+    return {
+        "data_dir": pairs_folder,
+        "output_dir": tmp_path / "run",
+        "model_name_or_path": checkpoint_folder,
+        "passages_path": source_folder,
+        "train_batch_size": 5,
+        "num_train_epochs": 1,
+        "learning_rate": 0.01,
+        "num_beams": 2,
+        "val_max_target_length": 8,
+        "test_max_target_length": 8,
+    }
+
+
+@pytest.fixture
+def closed_book(base: dict[str, Any], models_folder: Path) -> dict[str, Any]:
+    """The same of the tiny BART alone."""
+    return {**base, "model_name_or_path": models_folder / "generator", "passages_path": None}
+
+
+def words(flags: dict[str, Any]) -> list[str]:
+    """Flags as a command line; None leaves one out, True is a flag without a value."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    pairs = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in given.items()]
+    return ["finetune", *(word for pair in pairs for word in pair)]
+
+
+def run(flags: dict[str, Any], **more: Any) -> int:
+    return main(words({**flags, **more}))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["val"]
+
+
+def config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def refusal(flags: dict[str, Any], capsys: pytest.CaptureFixture[str], **more: Any) -> str:
+    """The one sentence of a refused command, which wrote nothing."""
+    folder = Path(flags["output_dir"])
+    there = folder.exists() and sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*"))
+    capsys.readouterr()
+    assert run(flags, **more) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("ragstone finetune: ")
+    assert captured.err.count("\n") == 1
+    assert (folder.exists() and sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*"))) == there
+    return captured.err
+
+
+def test_trains_when_nothing_is_asked_for(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(base) == 0
+    captured = capsys.readouterr()
+    assert f"output       {tmp_path / 'run'}\nsteps        2 in " in captured.out
+    assert "best         checkpoint2: exact match " in captured.out
+    for shown in ("step 2/2", "loss/token ", " questions/s", " lr ", " distinct ", "entropy prior ", " posterior "):
+        assert shown in captured.err
+    assert captured.err.count("\n") == 1, "one line per validation, and no bars without a terminal"
+    assert not (tmp_path / "run" / "test_predictions.txt").exists()
+    saved = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text(encoding="utf-8"))
+    assert (saved["train_batch_size"], saved["lr_scheduler"], saved["label_smoothing"]) == (5, "linear", 0.0)
+
+
+def test_the_saved_settings_repeat_the_run(base: dict[str, Any], tmp_path: Path) -> None:
+    assert run(base, dropout=0.1, do_train=True, do_predict=True) == 0
+    saved = str(tmp_path / "run" / "settings.yaml")
+    assert main(["finetune", "--config", saved, "--output-dir", str(tmp_path / "again")]) == 0
+    first, again = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    predictions = [(tmp_path / name / "test_predictions.txt").read_bytes() for name in ("run", "again")]
+    assert predictions[0] == predictions[1]
+    assert predictions[0].count(b"\n") == 3
+
+
+@pytest.mark.parametrize("model_type", ["rag_sequence", "rag_token"])
+def test_checkpoints_go_to_transformers_and_the_next_commands(
+    base: dict[str, Any], model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+
+    assert run(base, model_type=model_type, n_docs=3, do_train=True, do_predict=True) == 0
+    best = str(tmp_path / "run" / "best")
+    names = {"rag_sequence": "RagSequenceForGeneration", "rag_token": "RagTokenForGeneration"}
+    loaded, report = getattr(transformers, names[model_type]).from_pretrained(best, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded.config.n_docs == 3
+    data = base["data_dir"]
+    flags = ["--evaluation_set", f"{data}/test.source", "--gold_data_path", f"{data}/test.target"]
+    flags += ["--gold_data_mode", "ans", "--predictions_path", str(tmp_path / "predictions.txt")]
+    flags += ["--num_beams", "2", "--max_length", "8", "--precision", "fp32"]
+    assert main(["eval", "--model_name_or_path", best, *flags]) == 0
+    assert (tmp_path / "predictions.txt").read_bytes() == (tmp_path / "run" / "test_predictions.txt").read_bytes()
+    record = json.loads((tmp_path / "predictions.txt.json").read_text(encoding="utf-8"))
+    assert model_type in str(record)
+    capsys.readouterr()
+    assert main(["ask", "--model_name_or_path", best, "--question", "who founded the town ?", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["passages"]) == 3
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_closed_book_baselines(
+    kind: str, closed_book: dict[str, Any], t5_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    name = t5_folder if kind == "t5" else closed_book["model_name_or_path"]
+    flags = {**closed_book, "model_name_or_path": name, "model_type": kind, "num_train_epochs": 60}
+    assert run(flags, val_check_interval=40, do_train=True, do_predict=True) == 0
+    assert records(tmp_path / "run")[-1]["val_avg_em"] > 0
+    assert not any("distinct" in record for record in records(tmp_path / "run"))
+    captured = capsys.readouterr()
+    assert "distinct" not in captured.err
+    assert "test em" in captured.out
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "best")
+    assert model.config.model_type == kind
+    data = closed_book["data_dir"]
+    gold = ["--gold_data_path", f"{data}/val.target", "--gold_data_mode", "ans"]
+    flags_of_eval = ["--evaluation_set", f"{data}/val.source", *gold, "--predictions_path", str(tmp_path / "p.txt")]
+    assert main(["eval", "--model_name_or_path", str(tmp_path / "run" / "best"), *flags_of_eval]) == 0
+
+
+def test_generator_settings_reach_the_config(base: dict[str, Any], closed_book: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"dropout": 0.2, "attention_dropout": 0.3, "encoder_layerdrop": 0.4, "decoder_layerdrop": 0.05}
+    assert run(base, **changes) == 0
+    generator = config(tmp_path / "run" / "last")["generator"]
+    assert {name: generator[name] for name in changes} == changes
+    assert run({**closed_book, "output_dir": tmp_path / "closed"}, **changes) == 0
+    own = config(tmp_path / "closed" / "last")
+    assert {name: own[name] for name in changes} == changes
+
+
+def test_t5s_dropout_has_another_name(
+    closed_book: dict[str, Any], t5_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {**closed_book, "model_name_or_path": t5_folder}
+    for name in ("attention_dropout", "encoder_layerdrop", "decoder_layerdrop"):
+        message = refusal(flags, capsys, **{name: 0.1})
+        assert f"A t5 generator has no setting {name}; leave --{name} out." in message
+    assert run(flags, dropout=0.25) == 0
+    assert config(tmp_path / "run" / "last")["dropout_rate"] == 0.25
+
+
+def first_loss(flags: dict[str, Any], folder: Path, **more: Any) -> float:
+    """The loss per token of the first step."""
+    assert run({**flags, "output_dir": folder}, max_steps=1, train_batch_size=10, **more) == 0
+    return records(folder)[0]["loss_per_token"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_docs": 1},
+        {"prefix": "what is "},
+        {"max_source_length": 3},
+        {"max_target_length": 2},
+        {"max_combined_length": 9},
+        {"dropout": 0.5},
+        {"model_type": "rag_token"},
+        {"n_train": 4},
+    ],
+    ids=str,
+)
+def test_flags_change_the_loss(base: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
+    plain = first_loss(base, tmp_path / "plain")
+    assert first_loss(base, tmp_path / "same", gradient_checkpointing=True) == plain
+    assert abs(first_loss(base, tmp_path / "other", **changes) - plain) > 1e-4
+
+
+def test_label_smoothing_changes_what_is_learnt_and_not_what_is_shown(base: dict[str, Any], tmp_path: Path) -> None:
+    """The loss shown is always that of the answer, so that runs can be compared."""
+    plain = first_loss(base, tmp_path / "plain")
+    assert first_loss(base, tmp_path / "smoothed", label_smoothing=0.3) == plain
+    one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("plain", "smoothed"))
+    assert first_loss(base, tmp_path / "twice", max_grad_norm=0) == plain
+    assert not all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+
+def test_lengths_and_prefix_reach_the_checkpoint(base: dict[str, Any], tmp_path: Path) -> None:
+    flags = {"max_combined_length": 20, "max_source_length": 9, "prefix": "old ", "n_docs": 2}
+    assert run(base, **flags) == 0
+    saved = config(tmp_path / "run" / "last")
+    assert (saved["max_combined_length"], saved["n_docs"], saved["generator"]["prefix"]) == (20, 2, "old ")
+    assert saved["ragstone"]["question_encoder"]["max_length"] == 9
+    again = {**base, "model_name_or_path": tmp_path / "run" / "last", "output_dir": tmp_path / "again"}
+    assert run(again, prefix="") == 0
+    assert not config(tmp_path / "again" / "last")["generator"]["prefix"]
+
+
+@pytest.mark.parametrize("short", ["val", "test"])
+def test_answers_are_no_longer_than_asked_for(
+    closed_book: dict[str, Any], short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that has learnt its answers has no room for them: two tokens are the start token and BART's <s>."""
+    flags = {**closed_book, "num_train_epochs": 60, "val_check_interval": 40, "do_train": True, "do_predict": True}
+    assert run(flags, **{f"{short}_max_target_length": 2}) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    scores = {"val": metrics["val"][-1]["val_avg_em"], "test": metrics["test"]["test_avg_em"]}
+    assert {split: score > 0 for split, score in scores.items()} == {"val": short == "test", "test": short == "val"}
+
+
+def test_fast_dev_run_leaves_nothing(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert run(base, fast_dev_run=True, num_train_epochs=7) == 0
+    captured = capsys.readouterr()
+    assert "output       none" in captured.out
+    assert "steps        1 in" in captured.out
+    assert "test em" in captured.out
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_early_stopping(base: dict[str, Any], tmp_path: Path) -> None:
+    """Steps too small to change an answer: no validation is better than the first."""
+    assert run(base, num_train_epochs=9, learning_rate=1e-9, early_stopping_patience=2) == 0
+    assert [record["step_count"] for record in records(tmp_path / "run")] == [2, 4, 6]
+
+
+def test_bf16_on_the_cpu(base: dict[str, Any], tmp_path: Path) -> None:
+    plain = first_loss(base, tmp_path / "plain", gpus=0)
+    half = first_loss(base, tmp_path / "half", bf16=True, gpus=0)
+    assert half == pytest.approx(plain, rel=0.03)
+    assert half != plain
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: int, tmp_path: Path) -> None:
+    flags = {**base, "dropout": 0.2, "num_train_epochs": 40, "train_batch_size": 3, "val_check_interval": 5}
+    assert run(flags, output_dir=tmp_path / "whole") == 0
+    process = [sys.executable, "-m", "ragstone", *words(flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(process, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("step 20/"):
+                running.send_signal(signal_number)
+        assert running.wait(60) == 130
+    killed_at = records(tmp_path / "run")[-1]["step_count"]
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert run(flags, resume=True) == 0
+    clock = ("questions_per_second", "val_seconds")
+    one, other = (
+        [{name: value for name, value in record.items() if name not in clock} for record in records(tmp_path / name)]
+        for name in ("run", "whole")
+    )
+    assert one == other
+    # The line comes before the checkpoint, so the signal may have met it half-written.
+    assert 15 <= killed_at < 160
+    last, expected = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(last[name], expected[name]) for name in expected)
+
+
+BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
+    ({"num_train_epochs": 0}, "--num_train_epochs is 0, but must be at least 1"),
+    ({"train_batch_size": 0}, "--train_batch_size is 0, but must be at least 1"),
+    ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is 0, but must be at least 1"),
+    ({"n_docs": 0}, "--n_docs is 0, but must be at least 1"),
+    ({"n_train": 0}, "--n_train is 0, which leaves nothing to do"),
+    ({"max_steps": 0}, "--max_steps is 0, which leaves nothing to do"),
+    ({"dropout": 1.0}, "--dropout is 1.0, but must be from 0 to below 1"),
+    ({"label_smoothing": "nan"}, "--label_smoothing is nan, but must be from 0 to below 1"),
+    ({"learning_rate": 0}, "--learning_rate is 0.0, but must be a number above 0"),
+    ({"learning_rate": "nan"}, "--learning_rate is nan, but must be a number above 0"),
+    (
+        {"question_encoder_learning_rate": "inf"},
+        "--question_encoder_learning_rate is inf, but must be",
+    ),
+    ({"learning_rate": 1e-8, "lr_scheduler": "polynomial"}, "so --learning_rate must be above that; it is 1e-08"),
+    ({"lr_scheduler": "constant"}, "--lr_scheduler"),
+    ({"warmup_steps": -1}, "--warmup_steps is -1, but must be a number from 0 on"),
+    ({"weight_decay": -0.1}, "--weight_decay is -0.1, but must be a number from 0 on"),
+    ({"seed": -1}, "--seed is -1, but must be a number from 0 on"),
+    ({"seed": 2**32}, "--seed is 4294967296, but must be below 4294967296"),
+    ({"val_check_interval": 0}, "--val_check_interval is 0.0, but must be a number above 0"),
+    ({"fp16": True, "bf16": True}, "--fp16 and --bf16 exclude each other"),
+    ({"fp16": True, "gpus": 0}, "--fp16 needs a GPU; on a CPU take --bf16"),
+    ({"gpus": 99}, "--gpus 99: this machine has"),
+    ({"gpus": -1}, "--gpus is -1, but must be a number from 0 on"),
+    ({"resume": True, "fast_dev_run": True}, "leave --resume out"),
+    ({"resume": True}, "holds no checkpoint to resume from"),
+    ({"model_type": "bart"}, "--passages_path is for RAG models"),
+    ({"model_type": "t5", "passages_path": None, "freeze_question_encoder": True}, "--freeze_question_encoder is for"),
+    ({"model_type": "t5", "passages_path": None}, "is a RAG checkpoint and cannot be opened as t5"),
+    ({"model_name_or_path": "some/nowhere"}, "'some/nowhere' is neither a folder nor a model that can be reached"),
+    ({"passages_path": "nowhere"}, "There is no knowledge source nowhere"),
+    ({"index_path": "nowhere.faiss"}, "nowhere.faiss"),
+    ({"passages_path": None}, "give --passages_path the folder of a knowledge source"),
+    ({"data_dir": "nowhere"}, "nowhere/train.source cannot be read: No such file"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=lambda value: str(value)[:60])
+def test_bad_flags(
+    base: dict[str, Any], flags: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert message in refusal(base, capsys, **flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="this machine has what is asked for")
+def test_gpus_without_gpus(base: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--gpus 1: this machine has 0 GPUs that torch can use" in refusal(base, capsys, gpus=1)
+    assert "--fp16 needs a GPU" in refusal(base, capsys, fp16=True)
+
+
+BAD_FILES: list[tuple[str, bytes | None, str]] = [
+    ("train.target", None, "train.target cannot be read: No such file"),
+    ("val.source", None, "val.source cannot be read: No such file"),
+    ("test.source", None, "test.source cannot be read: No such file"),
+    ("train.target", b"one\ntwo\n", "train.source has 10 lines, but "),
+    ("val.source", b"one\n\nthree\nfour\n", "val.source, line 2: an empty line; it should hold a question"),
+    ("train.target", b"", "train.target is empty; it should hold an answer on each line"),
+    ("test.target", b"one\ntw\xe4\nthree\n", "test.target, line 2: byte 6 is not UTF-8 (0xe4)"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_bad_data(
+    base: dict[str, Any],
+    name: str,
+    content: bytes | None,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(base["data_dir"], data)
+    (data / name).unlink()
+    if content is not None:
+        (data / name).write_bytes(content)
+    assert message in refusal({**base, "data_dir": data}, capsys, do_train=True, do_predict=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused(base: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(base) == 0
+    message = refusal(base, capsys)
+    assert (
+        "is not empty; give a new or an empty folder to --output_dir (or --resume to go on with the run in it)"
+        in message
+    )
+    assert "is not empty" in refusal(base, capsys, fast_dev_run=True)
+    assert "--learning_rate (0.01 then, 0.5 now)" in refusal(base, capsys, resume=True, learning_rate=0.5)
+
+
+def test_a_source_of_another_encoder_is_refused(
+    base: dict[str, Any], documents_file: Path, minilm_folder: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ["--csv_path", str(documents_file), "--output_dir", str(tmp_path / "other"), "--index", "flat"]
+    assert main(["build-knowledge", *flags, "--dpr_ctx_encoder_model_name", minilm_folder]) == 0
+    message = refusal({**base, "passages_path": tmp_path / "other"}, capsys)
+    assert "makes question vectors of 16 dimensions" in message
+    assert "has 384; build the source with the passage encoder of the model" in message
+
+
+def test_a_loss_without_end(base: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = refusal(base, capsys, learning_rate=1e30, num_train_epochs=5, max_grad_norm=0, val_check_interval=100)
+    assert "The loss is not finite at step" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_that_are_not_installed(
+    base: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where it is installed, this makes Python find no such module.
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for more in ({}, {"fast_dev_run": True}):
+        message = refusal(base, capsys, logger_name="wandb", **more)
+        assert "--logger_name wandb needs Weights & Biases: pip install 'ragstone[wandb]'" in message
+
+
+@pytest.fixture
+def documented(
+    tmp_path: Path, pairs_folder: Path, models_folder: Path, documents_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder that holds what docs/fine-tune.md says."""
+    shutil.copytree(pairs_folder, tmp_path / "data")
+    shutil.copyfile(documents_file, tmp_path / "documents.tsv")
+    for name in ("generator", "question_encoder", "passage_encoder"):
+        shutil.copytree(models_folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_documentations_commands(documented: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert len(commands) == 11
+    for command in commands:
+        assert main(command) == 0, command
+    capsys.readouterr()
+    assert not (documented / "trial").exists()
+    assert [record["step_count"] for record in records(documented / "run")] == [1, 2, 3, 4, 5]
+    left = {path.name for path in (documented / "run").iterdir() if not path.name.startswith("checkpoint")}
+    assert left == {name for name in left if f"`{name}`" in page or f"`{name}/`" in page}
+
+
+def test_the_documentation_names_flags_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--help"]) == 0
+    known = set(re.findall(r"--[a-z_0-9]+", capsys.readouterr().out))
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    named = set(re.findall(r"`(--[a-z_0-9]+)", "\n".join(rows)))
+    assert len(named) > 40
+    assert named <= known
