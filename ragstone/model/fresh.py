@@ -75,15 +75,16 @@ def generator_from_encoder(
 ) -> tuple[Any, Any]:
     """A BART whose layers start from those of a BERT-like text encoder, with the encoder's tokenizer.
 
-    BERT's and BART's layers are the same function (residual sum, then normalisation). The encoder takes the text
-    encoder's first `encoder_layers` layers, the decoder its last `decoder_layers`; attention to the passages starts
-    as a copy of attention within the text, which looks for what resembles itself: the first thing that copying needs.
+    BERT's and BART's layers are the same function (residual sum, then normalisation) up to the normalisation's
+    epsilon, which makes a difference of some 1e-4. The encoder takes the text encoder's first `encoder_layers` layers,
+    the decoder its last `decoder_layers`; attention to the passages starts as a copy of attention within the text,
+    which looks for what resembles itself: the first thing that copying needs.
 
     Returns:
         The generator and its tokenizer.
 
     Raises:
-        InputError: no BERT-like encoder, or one with fewer layers.
+        InputError: no BERT-like encoder, one with fewer layers, or one without its tokenizer.
     """
     from transformers import AutoModel
 
@@ -96,7 +97,8 @@ def generator_from_encoder(
     for name, layers in (("--encoder_layers", encoder_layers), ("--decoder_layers", decoder_layers)):
         if layers > config.num_hidden_layers:
             raise InputError(f"{name} is {layers}, but {name_or_path} has {config.num_hidden_layers} layers.")
-    tokenizer = _plain_tokenizer(name_or_path)
+    words = encoder.embeddings.word_embeddings.weight
+    tokenizer = _plain_tokenizer(name_or_path, len(words))
     size = GeneratorSize(
         config.hidden_size,
         encoder_layers,
@@ -108,7 +110,7 @@ def generator_from_encoder(
     std = config.hidden_size**-0.5
     model = _new_bart(tokenizer, size, config.intermediate_size, config.hidden_act, std, seed)
     with torch.no_grad():
-        model.model.shared.weight.copy_(encoder.embeddings.word_embeddings.weight)
+        model.model.shared.weight.copy_(words[: len(tokenizer)])
         blocks = list(encoder.encoder.layer)
         _copy_stack(model.model.encoder, encoder.embeddings, blocks[:encoder_layers])
         _copy_stack(model.model.decoder, encoder.embeddings, blocks[-decoder_layers:])
@@ -143,11 +145,21 @@ def _new_bart(tokenizer: Any, size: GeneratorSize, ffn_dim: int, activation: str
         return BartForConditionalGeneration(config).eval()
 
 
-def _plain_tokenizer(name_or_path: str) -> Any:
-    """The encoder's tokenizer without its start token: a text ends with [SEP] and has nothing before it."""
+def _plain_tokenizer(name_or_path: str, rows: int) -> Any:
+    """The encoder's tokenizer without its start token: a text ends with [SEP] and has nothing before it.
+
+    Raises:
+        InputError: it is not the tokenizer of an encoder with `rows` token embeddings.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     known = pretrained(AutoTokenizer, name_or_path, "tokenizer")
+    # An encoder may have more rows than tokens, to a round number. Saved without a tokenizer, it gets one of no words.
+    if not len(known.all_special_ids) < len(known) <= rows:
+        raise InputError(
+            f"The tokenizer in {name_or_path} has {len(known)} tokens, but the encoder {rows}; save the encoder's own "
+            "tokenizer with it."
+        )
     core = known.backend_tokenizer
     core.no_truncation()
     core.no_padding()
