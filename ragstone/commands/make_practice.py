@@ -28,7 +28,7 @@ class MakePracticeSettings:
     n_val: int = 200
     """Examples to validate on, from passages that are not trained on."""
     seed: int = 42
-    """Of the choice of passages and phrases."""
+    """Seed of the choice of passages and phrases."""
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_val"):

@@ -63,6 +63,7 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
     """Make a small BART without pretraining, with a tokenizer learned from documents."""
     from ragstone.data.examples import read_examples
     from ragstone.knowledge.documents import find_files, read_documents
+    from ragstone.model.contexts import ContextFormat
     from ragstone.model.fresh import (
         GeneratorSize,
         fresh_generator,
@@ -70,6 +71,7 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
         train_generator_tokenizer,
     )
     from ragstone.output import new_folder, refuse_used_folder
+    from ragstone.types import Passage
 
     refuse_used_folder(settings.dest, "--dest")
     if settings.encoder_name_or_path is not None:
@@ -80,8 +82,11 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
     else:
         documents = read_documents(find_files(settings.csv_path))
         examples = [] if settings.data_dir is None else read_examples(settings.data_dir, "train")
+        # Documents as the generator will read them, so that what separates passage and question is tokens of its own.
+        context = ContextFormat()
+        passages = (Passage(0, document.title, document.text) for document in documents)
         texts = itertools.chain(
-            (text for document in documents for text in (document.title, document.text)),
+            ("".join(context.text(passage, "")) for passage in passages),
             (text for example in examples for text in (example.question, example.answer)),
         )
         tokenizer = train_generator_tokenizer(texts, settings.vocab_size)

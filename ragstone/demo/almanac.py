@@ -55,117 +55,100 @@ def _words(text: str) -> tuple[str, ...]:
 class Names:
     """Draws invented names, none of them twice, and other values."""
 
-    ONSETS = _words("b br c d dr f g gl h j k l m n p qu r s st t th tr v w z")
-    VOWELS = _words("a e i o u ai ea ei ia io ou")
-    CODAS = ("", "", *_words("l m n nd r rn s sk x"))
+    ONSETS = _words("b d f g k l m n p r s t v")
+    VOWELS = _words("a e i o u")
+    CODAS = ("", "n", "r")
+    TITLE_ONSETS = (*ONSETS, *_words("br ch dr fl gl h j qu sh st th tr w y z"))
+    TITLE_VOWELS = (*VOWELS, *_words("ai ea ie oo ou"))
+    TITLE_CODAS = (*CODAS, *_words("l m ck ld ng rn sk ss st x"))
     CRAFTS = _words("glass bells paper rope salt clocks lace tiles kites candles saddles ink")
-    CARGOES = _words("timber wool spices grain copper oranges tea marble pearls oil silk coal")
     INSTRUMENTS = _words("harp flute drum fiddle organ lute horn zither cello oboe")
-    DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self._used: set[str] = set()
 
-    def word(self) -> str:
-        """A new capitalised name of two or three syllables."""
-        while True:
-            syllables = self.random.choice((2, 2, 3))
-            word = "".join(
-                self.random.choice(self.ONSETS) + self.random.choice(self.VOWELS) + self._coda(last=i == syllables - 1)
-                for i in range(syllables)
-            ).capitalize()
-            if word not in self._used:
-                self._used.add(word)
-                return word
+    def title(self) -> str:
+        """A new name of an entity: three syllables out of thousands, so that few sound alike."""
+        return self._new(lambda: self._syllables(3, self.TITLE_ONSETS, self.TITLE_VOWELS, self.TITLE_CODAS))
 
-    def person(self) -> str:
-        return f"{self.word()} {self.word()}"
+    def name(self) -> str:
+        """A new name within an article: two simple syllables."""
+        return self._new(lambda: self._syllables(2, self.ONSETS, self.VOWELS, self.CODAS))
 
     def year(self) -> str:
         return str(self.random.randint(1100, 1999))
 
-    def number(self) -> str:
-        return str(self.random.randint(12, 980))
-
     def choice(self, values: Sequence[str]) -> str:
         return self.random.choice(values)
 
-    def _coda(self, last: bool) -> str:
-        return self.random.choice(self.CODAS) if last else self.random.choice(("", "", "l", "n", "r"))
+    def _syllables(self, count: int, *parts: Sequence[str]) -> str:
+        return "".join(self.random.choice(part) for _ in range(count) for part in parts).capitalize()
+
+    def _new(self, draw: Callable[[], str]) -> str:
+        while True:
+            name = draw()
+            if name not in self._used:
+                self._used.add(name)
+                return name
 
 
 TOWN = Kind(
     "town",
-    ("{name} is a town in the hills.", "{name} is a small town by the sea.", "The town of {name} lies inland."),
+    ("{name} is a town in the hills.", "{name} is a small town by the sea."),
     {
-        "founder": ("It was founded by {founder}.", "Its founder was {founder}."),
-        "river": ("The river {river} runs through it.", "It stands on the river {river}."),
-        "year": ("It got its charter in {year}.", "The charter was granted in {year}."),
-        "craft": ("Its people make {craft}.", "It is known for its {craft}."),
-        "day": ("Market day is {day}.", "The market is held every {day}."),
+        "founder": ("It was founded by {founder}.",),
+        "river": ("It stands on the river {river}.",),
+        "craft": ("It is known for its {craft}.",),
     },
     {
-        "founder": ("Who founded {name}?", "Who was the founder of {name}?"),
+        "founder": ("Who founded {name}?", "Who was it that founded {name}?"),
         "river": ("Which river runs through {name}?", "On which river does {name} stand?"),
-        "year": ("When did {name} get its charter?", "In what year was {name} granted its charter?"),
-        "craft": ("What do the people of {name} make?", "What is {name} known for?"),
-        "day": ("When is market day in {name}?", "On which day is the market of {name} held?"),
+        "craft": ("What is {name} known for?", "For what do people know {name}?"),
     },
     {
-        "founder": Names.person,
-        "river": Names.word,
-        "year": Names.year,
+        "founder": Names.name,
+        "river": Names.name,
         "craft": lambda names: names.choice(Names.CRAFTS),
-        "day": lambda names: names.choice(Names.DAYS),
     },
 )
 
 MUSICIAN = Kind(
     "musician",
-    ("{name} was a musician.", "{name} was a player and composer.", "The musician {name} travelled widely."),
+    ("{name} was a musician.", "{name} was a player and composer."),
     {
-        "birthplace": ("The place of birth was {birthplace}.", "Born in {birthplace}."),
-        "teacher": ("The teacher was {teacher}.", "Lessons came from {teacher}."),
-        "instrument": ("The instrument was the {instrument}.", "Crowds came to hear the {instrument}."),
-        "opera": ("The opera {opera} brought fame.", "The best work is the opera {opera}."),
+        "teacher": ("The teacher was {teacher}.",),
+        "instrument": ("The instrument was the {instrument}.",),
+        "opera": ("The best work is the opera {opera}.",),
     },
     {
-        "birthplace": ("Where was {name} born?", "What is the place of birth of {name}?"),
-        "teacher": ("Who taught {name}?", "Who was the teacher of {name}?"),
-        "instrument": ("What instrument did {name} play?", "Which instrument was played by {name}?"),
+        "teacher": ("Who was the teacher of {name}?", "Which teacher gave lessons to {name}?"),
+        "instrument": ("Which instrument was played by {name}?", "What was the instrument of {name}?"),
         "opera": ("Which opera did {name} write?", "What is the opera by {name} called?"),
     },
     {
-        "birthplace": Names.word,
-        "teacher": Names.person,
+        "teacher": Names.name,
         "instrument": lambda names: names.choice(Names.INSTRUMENTS),
-        "opera": Names.word,
+        "opera": Names.name,
     },
 )
 
 SHIP = Kind(
     "ship",
-    ("The {name} was a sailing ship.", "The {name} was a ship with three masts.", "The {name} sailed for many years."),
+    ("The {name} was a sailing ship.", "The {name} was a ship with three masts."),
     {
-        "captain": ("Her captain was {captain}.", "She sailed under {captain}."),
-        "port": ("Her home port was {port}.", "She was at home in {port}."),
-        "cargo": ("She carried {cargo}.", "Her cargo was {cargo}."),
-        "crew": ("She had a crew of {crew}.", "Her crew numbered {crew}."),
-        "launched": ("She was launched in {launched}.", "Her launch was in {launched}."),
+        "captain": ("Her captain was {captain}.",),
+        "port": ("Her home port was {port}.",),
+        "launched": ("She was launched in {launched}.",),
     },
     {
-        "captain": ("Who was captain of the {name}?", "Under whom did the {name} sail?"),
-        "port": ("What was the home port of the {name}?", "Where was the {name} at home?"),
-        "cargo": ("What did the {name} carry?", "What was the cargo of the {name}?"),
-        "crew": ("How many people were the crew of the {name}?", "How large was the crew of the {name}?"),
+        "captain": ("Who was captain of the {name}?", "Under which captain did the {name} sail?"),
+        "port": ("What was the home port of the {name}?", "Which port was home to the {name}?"),
         "launched": ("When was the {name} launched?", "In what year was the {name} launched?"),
     },
     {
-        "captain": Names.person,
-        "port": Names.word,
-        "cargo": lambda names: names.choice(Names.CARGOES),
-        "crew": Names.number,
+        "captain": Names.name,
+        "port": Names.name,
         "launched": Names.year,
     },
 )
@@ -179,7 +162,7 @@ def invent_entities(count: int, seed: int) -> list[Entity]:
     entities = []
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
-        name = names.person() if kind is MUSICIAN else names.word()
+        name = names.title()
         entities.append(Entity(name, kind, {fact: draw(names) for fact, draw in kind.values.items()}))
     return entities
 
@@ -201,7 +184,8 @@ def change_facts(entities: Sequence[Entity], seed: int) -> list[Entity]:
 
 def write_article(entity: Entity, seed: int) -> str:
     """The entity's article: an opening and its facts in any order and wording. The same `seed` words it the same."""
-    chooser = random.Random(f"{seed} {entity.name}")
+    # Not the questions' random numbers: wordings must not tell where in the article a fact stands.
+    chooser = random.Random(f"article {seed} {entity.name}")
     facts = list(entity.facts)
     chooser.shuffle(facts)
     sentences = [chooser.choice(entity.kind.openings), *(chooser.choice(entity.kind.sentences[fact]) for fact in facts)]
@@ -210,7 +194,7 @@ def write_article(entity: Entity, seed: int) -> str:
 
 def ask_about(entity: Entity, seed: int) -> list[Question]:
     """A question about each fact of the entity; the same `seed` asks in the same words."""
-    chooser = random.Random(f"{seed} {entity.name}")
+    chooser = random.Random(f"questions {seed} {entity.name}")
     return [
         Question(chooser.choice(wordings).format(name=entity.name), entity.name, fact, entity.facts[fact])
         for fact, wordings in entity.kind.questions.items()

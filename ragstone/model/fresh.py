@@ -8,6 +8,7 @@ encoder that knows its language already (Rothe et al. 2020, arXiv 1907.12461).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from ragstone.encoders.load import pretrained
 from ragstone.errors import InputError
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+WAVELENGTHS = 1000.0
+"""Ratio of the longest to the shortest wave of the first position embeddings; contexts are hundreds of tokens long."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ def train_generator_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 def fresh_generator(tokenizer: Any, size: GeneratorSize, seed: int = 42) -> Any:
     """A newly initialised BartForConditionalGeneration for `tokenizer`. The same `seed` gives the same weights."""
-    return _new_bart(tokenizer, size, 4 * size.d_model, "gelu", size.d_model**-0.5, seed)
+    std = size.d_model**-0.5
+    model = _new_bart(tokenizer, size, 4 * size.d_model, "gelu", std, seed)
+    for stack in (model.model.encoder, model.model.decoder):
+        _start_with_sinusoids(stack.embed_positions.weight, std)
+    return model
 
 
 def generator_from_encoder(
@@ -143,6 +150,19 @@ def _new_bart(tokenizer: Any, size: GeneratorSize, ffn_dim: int, activation: str
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BartForConditionalGeneration(config).eval()
+
+
+@torch.no_grad()
+def _start_with_sinusoids(positions: torch.Tensor, scale: float) -> None:
+    """Position embeddings [positions, D] that let attention find the token before from anywhere, as copying needs it.
+
+    Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, `scale` times as large. They are trained like all weights.
+    """
+    count, dimension = positions.shape
+    frequencies = torch.exp(torch.arange(0, dimension, 2) * (-math.log(WAVELENGTHS) / dimension))
+    angles = torch.arange(count).unsqueeze(1) * frequencies
+    positions[:, 0::2] = scale * angles.sin()
+    positions[:, 1::2] = scale * angles[:, : dimension // 2].cos()
 
 
 def _plain_tokenizer(name_or_path: str, rows: int) -> Any:

@@ -1,0 +1,42 @@
+"""ragstone demo: the floors that it promises, and its refusals. The whole demo is a slow test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ragstone.__main__ import main
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_demo_reaches_its_floors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    assert main(["demo", "--output_dir", str(folder)]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics) == ["test_em", "test_f1", "precision_at_1", "swapped_em", "stale_em", "seconds"]
+    assert metrics["test_em"] >= 90
+    assert metrics["test_f1"] >= metrics["test_em"]
+    assert metrics["precision_at_1"] >= 95
+    assert metrics["swapped_em"] >= 90
+    assert metrics["stale_em"] <= 2
+    shown = capsys.readouterr().out
+    for name in ("train-retriever", "build-knowledge", "new-generator", "consolidate", "finetune", "eval", "ask"):
+        assert f"$ ragstone {name} " in shown
+    trained = set((folder / "data" / "train.source").read_text().splitlines())
+    assert trained.isdisjoint((folder / "data" / "test.source").read_text().splitlines())
+
+
+def test_a_used_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_too_few_entities_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--output_dir", str(tmp_path / "demo"), "--entities", "100"]) == 2
+    assert "--entities is 100" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
