@@ -21,8 +21,8 @@ class Kind:
     name: str
     openings: tuple[str, ...]
     """First sentences."""
-    sentences: dict[str, tuple[str, ...]]
-    """Fact to the sentences that may state it."""
+    sentences: dict[str, str]
+    """Fact to the sentence that states it, in the order of an article."""
     questions: dict[str, tuple[str, ...]]
     """Fact to the questions that may ask for it."""
     values: dict[str, Callable[[Names], str]]
@@ -97,9 +97,9 @@ TOWN = Kind(
     "town",
     ("{name} is a town in the hills.", "{name} is a small town by the sea."),
     {
-        "founder": ("It was founded by {founder}.",),
-        "river": ("It stands on the river {river}.",),
-        "craft": ("It is known for its {craft}.",),
+        "founder": "It was founded by {founder}.",
+        "river": "It stands on the river {river}.",
+        "craft": "It is known for its {craft}.",
     },
     {
         "founder": ("Who founded {name}?", "Who was it that founded {name}?"),
@@ -117,9 +117,9 @@ MUSICIAN = Kind(
     "musician",
     ("{name} was a musician.", "{name} was a player and composer."),
     {
-        "teacher": ("The teacher was {teacher}.",),
-        "instrument": ("The instrument was the {instrument}.",),
-        "opera": ("The best work is the opera {opera}.",),
+        "teacher": "The teacher was {teacher}.",
+        "instrument": "The instrument was the {instrument}.",
+        "opera": "The best work is the opera {opera}.",
     },
     {
         "teacher": ("Who was the teacher of {name}?", "Which teacher gave lessons to {name}?"),
@@ -137,9 +137,9 @@ SHIP = Kind(
     "ship",
     ("The {name} was a sailing ship.", "The {name} was a ship with three masts."),
     {
-        "captain": ("Her captain was {captain}.",),
-        "port": ("Her home port was {port}.",),
-        "launched": ("She was launched in {launched}.",),
+        "captain": "Her captain was {captain}.",
+        "port": "Her home port was {port}.",
+        "launched": "She was launched in {launched}.",
     },
     {
         "captain": ("Who was captain of the {name}?", "Under which captain did the {name} sail?"),
@@ -183,12 +183,10 @@ def change_facts(entities: Sequence[Entity], seed: int) -> list[Entity]:
 
 
 def write_article(entity: Entity, seed: int) -> str:
-    """The entity's article: an opening and its facts in any order and wording. The same `seed` words it the same."""
-    # Not the questions' random numbers: wordings must not tell where in the article a fact stands.
+    """The entity's article: an opening and its facts, in the order of its kind. The same `seed` opens it the same."""
+    # Not the questions' random numbers: what is written must not depend on what is asked.
     chooser = random.Random(f"article {seed} {entity.name}")
-    facts = list(entity.facts)
-    chooser.shuffle(facts)
-    sentences = [chooser.choice(entity.kind.openings), *(chooser.choice(entity.kind.sentences[fact]) for fact in facts)]
+    sentences = [chooser.choice(entity.kind.openings), *entity.kind.sentences.values()]
     return " ".join(sentences).format(name=entity.name, **entity.facts)
 
 
