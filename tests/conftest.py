@@ -28,6 +28,8 @@ WORDS = (
 )
 
 logging.disable_progress_bar()
+# Sums are rounded alike here and in the processes that tests start, on any number of cores.
+torch.set_num_threads(1)
 
 
 def word_tokenizer(bos: str, eos: str, pad: str, unk: str, lower: bool) -> PreTrainedTokenizerFast:

@@ -28,7 +28,7 @@ def test_every_fact_is_in_the_article_and_is_the_answer_to_a_question_about_it()
         for question in questions:
             assert entity.name in question.text
             assert question.answer in article
-    assert {entity.kind for entity in invent_entities(30, 4)} == set(KINDS)
+    assert {entity.kind.name for entity in invent_entities(30, 4)} == {kind.name for kind in KINDS}
 
 
 def test_changed_facts_keep_the_names_and_change_every_value() -> None:
