@@ -15,6 +15,7 @@ ORDER = (
     ("errors", "types"),
     ("flags", "output", "progress"),
     ("settings",),
+    ("processes",),
     ("encoders",),
     ("index",),
     ("data",),

@@ -1,0 +1,1 @@
+"""Several processes that work on one run: started, told apart, exchanging messages, watched."""
