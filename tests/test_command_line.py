@@ -85,6 +85,7 @@ def test_a_wrong_flag_is_refused_before_anything_heavy_is_loaded(command: str) -
         ["finetune", "--data_dir", "a", "--output_dir", "b", "--model_name_or_path", "c", "--fp16", "--bf16"],
         ["eval", "--model_name_or_path", "a", "--eval_mode", "both"],
         ["ask", "--model_name_or_path", "a", "--n_docs", "five"],
+        ["ask", "--model_name_or_path", "a", "--passages_path", "b", "--index_name", "exact"],
     ],
 )
 def test_values_and_combinations_are_refused_before_anything_heavy_is_loaded(arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.knowledge.index_name import refuse_published_index
 
 if TYPE_CHECKING:
     from ragstone.model.answers import Answer
@@ -50,6 +51,7 @@ class AskSettings:
             raise InputError(f"--question {self.question!r} is not UTF-8; write it in UTF-8.")
         if self.n_docs is not None and self.n_docs < 1:
             raise InputError(f"--n_docs is {self.n_docs}, but must be at least 1.")
+        refuse_published_index(self.index_name, self.passages_path)
 
 
 def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:

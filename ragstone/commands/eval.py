@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.knowledge.index_name import refuse_published_index
 from ragstone.settings import save_settings
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
+        refuse_published_index(self.index_name, self.passages_path)
         if self.eval_mode == "e2e" and self.gold_answers_path is not None:
             raise InputError("--gold_answers_path is for --eval_mode retrieval; in e2e --gold_data_path has answers.")
         if self.eval_mode == "retrieval" and self.model_type in CLOSED_BOOK:

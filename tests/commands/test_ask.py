@@ -166,6 +166,10 @@ def test_a_real_process(flags: list[str], tmp_path: Path, expected: Answer) -> N
         (["--question", QUESTION, "--n_docs=0"], ["--n_docs is 0, but must be at least 1"]),
         (["--question", QUESTION, "--num_beams=0"], ["num_beams is 0, but must be at least 1"]),
         (["--question", QUESTION, "--min_length=9"], ["min_length 9 is above max_length 8"]),
+        (
+            ["--question", QUESTION, "--index_name=exact"],
+            ["--index_name exact names a published index; with --passages_path leave it out or give custom."],
+        ),
         (["--question", QUESTION, "--passages_path=nowhere"], ["no knowledge source nowhere", "build-knowledge"]),
         (["--question", QUESTION, "--index_path=nowhere.faiss"], ["no index file nowhere.faiss", "--index_path"]),
         (
@@ -178,6 +182,13 @@ def test_flags_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str], flags: list[str], changes: list[str], parts: list[str]
 ) -> None:
     _refused(capsys, [*flags, *changes], *parts)
+
+
+def test_the_reference_calls_a_sources_own_index_custom(
+    capsys: pytest.CaptureFixture[str], flags: list[str], expected: Answer
+) -> None:
+    assert main([*flags, "--index_name=custom", "--question", QUESTION, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(expected.score)
 
 
 def test_no_source_is_named(capsys: pytest.CaptureFixture[str], checkpoint_folder: Path) -> None:

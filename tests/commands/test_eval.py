@@ -372,6 +372,10 @@ BAD = {
     "no index": ({"index_path": "short"}, "is not a FAISS index"),
     "k above n_docs": ({"eval_mode": "retrieval", "k": 4}, "--k 4 looks at more titles than --n_docs 3"),
     "no passages": ({"n_docs": 0}, "--n_docs is 0, but must be at least 1"),
+    "published index": (
+        {"index_name": "compressed"},
+        "--index_name compressed names a published index; with --passages_path leave it out or give custom.",
+    ),
     "no beams": ({"num_beams": 0}, "num_beams is 0"),
     "lengths": ({"min_length": 9}, "min_length 9 is above max_length 8"),
     "answers twice": ({"gold_answers_path": "short"}, "--gold_answers_path is for --eval_mode retrieval"),
