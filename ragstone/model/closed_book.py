@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ragstone.errors import InputError
 from ragstone.model.answers import Answer, ScoredPassage
+from ragstone.model.checkpoint import own_settings
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.decoding import Decoding
 from ragstone.model.fingerprint import fingerprint
@@ -21,6 +23,9 @@ from ragstone.model.marginal import IGNORED
 from ragstone.model.model import BatchLoss
 from ragstone.model.reader import Reader
 from ragstone.types import NO_PASSAGE
+
+DEFAULT_LENGTH = 128
+"""Tokens of a question that are read where the checkpoint does not say."""
 
 
 class ClosedBook(nn.Module):
@@ -83,6 +88,7 @@ class ClosedBook(nn.Module):
 
     def save(self, folder: Path) -> None:
         """See model.Model.save."""
+        record_context(self.generator_model.config, self.context)
         self._save(self, folder)
 
     def fingerprint(self) -> str:
@@ -99,3 +105,15 @@ class ClosedBook(nn.Module):
         texts = self.context.texts([[NO_PASSAGE]] * len(questions), questions)
         contexts = self.generator.encode(texts, self.context.max_length)
         return contexts, torch.zeros(len(questions), 1, device=contexts.states.device)
+
+
+def recorded_context(config: Any) -> ContextFormat:
+    """What a generator's config says of the text before a question and of the tokens that are read of both."""
+    length = own_settings(config).get("max_source_length", DEFAULT_LENGTH)
+    return ContextFormat(prefix=getattr(config, "prefix", None) or "", max_length=length)
+
+
+def record_context(config: Any, context: ContextFormat) -> None:
+    """Put into a generator's config what `recorded_context` reads from it; transformers ignores the length."""
+    config.prefix = context.prefix or None
+    config.ragstone = {**own_settings(config), "max_source_length": context.max_length}

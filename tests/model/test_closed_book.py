@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ragstone.errors import InputError
+from ragstone.model.closed_book import recorded_context
+from ragstone.model.contexts import ContextFormat
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
 
@@ -121,6 +124,17 @@ def test_saved_model_opens_in_transformers_and_here(tmp_path: Path, folder: Path
     theirs, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not report["missing_keys"]
     assert theirs.config.prefix == "old "
+
+
+def test_prefix_and_length_are_recorded(tmp_path: Path, folder: Path) -> None:
+    """As entries of config.json beside which transformers opens the model as it did before."""
+    assert recorded_context(AutoConfig.from_pretrained(folder)) == ContextFormat(prefix="", max_length=128)
+    model = open_model(ModelRequest(str(folder), prefix="old ", max_source_length=6))
+    model.save(tmp_path / "saved")
+    saved = recorded_context(AutoConfig.from_pretrained(tmp_path / "saved"))
+    assert saved == model.context == ContextFormat(prefix="old ", max_length=6)
+    before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "saved"))
+    assert {name for name in after if after[name] != before.get(name)} == {"prefix", "ragstone"}
 
 
 def test_it_retrieves_nothing(folder: Path) -> None:
