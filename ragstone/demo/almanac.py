@@ -10,23 +10,28 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Facts = dict[str, str]
-"""The name of a fact ("founder") to its value ("Ansel Torvik")."""
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that is known of every entity of a kind: how that is written down, asked for and invented."""
+
+    sentence: str
+    """States it in an article."""
+    questions: tuple[str, ...]
+    """Ask for it, each in words of its own."""
+    draw: Callable[[Names], str]
+    """Gives a value for it."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of entity: what is known of one, how that is written down, how it is asked for."""
+    """A kind of entity."""
 
     name: str
     openings: tuple[str, ...]
     """First sentences."""
-    sentences: dict[str, str]
-    """Fact to the sentence that states it, in the order of an article."""
-    questions: dict[str, tuple[str, ...]]
-    """Fact to the questions that may ask for it."""
-    values: dict[str, Callable[[Names], str]]
-    """Fact to what draws a value for it."""
+    facts: dict[str, Fact]
+    """By name, in the order of an article."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Entity:
 
     name: str
     kind: Kind
-    facts: Facts
+    facts: dict[str, str]
+    """The name of a fact ("founder") to its value ("Ansel Torvik")."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,11 @@ class Names:
     def year(self) -> str:
         return str(self.random.randint(1100, 1999))
 
-    def choice(self, values: Sequence[str]) -> str:
-        return self.random.choice(values)
+    def craft(self) -> str:
+        return self.random.choice(self.CRAFTS)
+
+    def instrument(self) -> str:
+        return self.random.choice(self.INSTRUMENTS)
 
     def _syllables(self, count: int, *parts: Sequence[str]) -> str:
         return "".join(self.random.choice(part) for _ in range(count) for part in parts).capitalize()
@@ -97,19 +106,21 @@ TOWN = Kind(
     "town",
     ("{name} is a town in the hills.", "{name} is a small town by the sea."),
     {
-        "founder": "It was founded by {founder}.",
-        "river": "It stands on the river {river}.",
-        "craft": "It is known for its {craft}.",
-    },
-    {
-        "founder": ("Who founded {name}?", "Who was it that founded {name}?"),
-        "river": ("Which river runs through {name}?", "On which river does {name} stand?"),
-        "craft": ("What is {name} known for?", "For what do people know {name}?"),
-    },
-    {
-        "founder": Names.name,
-        "river": Names.name,
-        "craft": lambda names: names.choice(Names.CRAFTS),
+        "founder": Fact(
+            "It was founded by {founder}.",
+            ("Who founded {name}?", "Who was it that founded {name}?"),
+            Names.name,
+        ),
+        "river": Fact(
+            "It stands on the river {river}.",
+            ("Which river runs through {name}?", "On which river does {name} stand?"),
+            Names.name,
+        ),
+        "craft": Fact(
+            "It is known for its {craft}.",
+            ("What is {name} known for?", "For what do people know {name}?"),
+            Names.craft,
+        ),
     },
 )
 
@@ -117,19 +128,21 @@ MUSICIAN = Kind(
     "musician",
     ("{name} was a musician.", "{name} was a player and composer."),
     {
-        "teacher": "The teacher was {teacher}.",
-        "instrument": "The instrument was the {instrument}.",
-        "opera": "The best work is the opera {opera}.",
-    },
-    {
-        "teacher": ("Who was the teacher of {name}?", "Which teacher gave lessons to {name}?"),
-        "instrument": ("Which instrument was played by {name}?", "What was the instrument of {name}?"),
-        "opera": ("Which opera did {name} write?", "What is the opera by {name} called?"),
-    },
-    {
-        "teacher": Names.name,
-        "instrument": lambda names: names.choice(Names.INSTRUMENTS),
-        "opera": Names.name,
+        "teacher": Fact(
+            "The teacher was {teacher}.",
+            ("Who was the teacher of {name}?", "Which teacher gave lessons to {name}?"),
+            Names.name,
+        ),
+        "instrument": Fact(
+            "The instrument was the {instrument}.",
+            ("Which instrument was played by {name}?", "What was the instrument of {name}?"),
+            Names.instrument,
+        ),
+        "opera": Fact(
+            "The best work is the opera {opera}.",
+            ("Which opera did {name} write?", "What is the opera by {name} called?"),
+            Names.name,
+        ),
     },
 )
 
@@ -137,19 +150,21 @@ SHIP = Kind(
     "ship",
     ("The {name} was a sailing ship.", "The {name} was a ship with three masts."),
     {
-        "captain": "Her captain was {captain}.",
-        "port": "Her home port was {port}.",
-        "launched": "She was launched in {launched}.",
-    },
-    {
-        "captain": ("Who was captain of the {name}?", "Under which captain did the {name} sail?"),
-        "port": ("What was the home port of the {name}?", "Which port was home to the {name}?"),
-        "launched": ("When was the {name} launched?", "In what year was the {name} launched?"),
-    },
-    {
-        "captain": Names.name,
-        "port": Names.name,
-        "launched": Names.year,
+        "captain": Fact(
+            "Her captain was {captain}.",
+            ("Who was captain of the {name}?", "Under which captain did the {name} sail?"),
+            Names.name,
+        ),
+        "port": Fact(
+            "Her home port was {port}.",
+            ("What was the home port of the {name}?", "Which port was home to the {name}?"),
+            Names.name,
+        ),
+        "launched": Fact(
+            "She was launched in {launched}.",
+            ("When was the {name} launched?", "In what year was the {name} launched?"),
+            Names.year,
+        ),
     },
 )
 
@@ -162,8 +177,8 @@ def invent_entities(count: int, seed: int) -> list[Entity]:
     entities = []
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
-        name = names.title()
-        entities.append(Entity(name, kind, {fact: draw(names) for fact, draw in kind.values.items()}))
+        title = names.title()
+        entities.append(Entity(title, kind, {name: fact.draw(names) for name, fact in kind.facts.items()}))
     return entities
 
 
@@ -173,11 +188,11 @@ def change_facts(entities: Sequence[Entity], seed: int) -> list[Entity]:
     changed = []
     for entity in entities:
         facts = {}
-        for fact, draw in entity.kind.values.items():
-            value = draw(names)
-            while value == entity.facts[fact]:
-                value = draw(names)
-            facts[fact] = value
+        for name, fact in entity.kind.facts.items():
+            value = fact.draw(names)
+            while value == entity.facts[name]:
+                value = fact.draw(names)
+            facts[name] = value
         changed.append(Entity(entity.name, entity.kind, facts))
     return changed
 
@@ -186,7 +201,7 @@ def write_article(entity: Entity, seed: int) -> str:
     """The entity's article: an opening and its facts, in the order of its kind. The same `seed` opens it the same."""
     # Not the questions' random numbers: what is written must not depend on what is asked.
     chooser = random.Random(f"article {seed} {entity.name}")
-    sentences = [chooser.choice(entity.kind.openings), *entity.kind.sentences.values()]
+    sentences = [chooser.choice(entity.kind.openings), *(fact.sentence for fact in entity.kind.facts.values())]
     return " ".join(sentences).format(name=entity.name, **entity.facts)
 
 
@@ -194,6 +209,6 @@ def ask_about(entity: Entity, seed: int) -> list[Question]:
     """A question about each fact of the entity; the same `seed` asks in the same words."""
     chooser = random.Random(f"questions {seed} {entity.name}")
     return [
-        Question(chooser.choice(wordings).format(name=entity.name), entity.name, fact, entity.facts[fact])
-        for fact, wordings in entity.kind.questions.items()
+        Question(chooser.choice(fact.questions).format(name=entity.name), entity.name, name, entity.facts[name])
+        for name, fact in entity.kind.facts.items()
     ]
