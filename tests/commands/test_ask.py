@@ -19,7 +19,8 @@ from ragstone.commands.ask import AskSettings, ask
 from ragstone.model.answers import Answer
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
-from tests.conftest import DOCUMENTS
+from tests.commands.conftest import refused
+from tests.conftest import DOCUMENTS, build_source, join_models
 
 QUESTION = "who founded the town ?"
 
@@ -46,13 +47,10 @@ def _standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def _refused(capsys: pytest.CaptureFixture[str], flags: list[str], *parts: str) -> None:
-    """Exit code 2, one sentence on standard error that has all `parts`, nothing on standard output."""
-    assert main(flags) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("ragstone ask: ") and err.count("\n") == 1 and "Traceback" not in err
+    """The command line is refused with one sentence that has all `parts`."""
+    message = refused(capsys, flags)
     for part in parts:
-        assert part in err
+        assert part in message
 
 
 def test_question_on_the_command_line(capsys: pytest.CaptureFixture[str], flags: list[str], expected: Answer) -> None:
@@ -121,18 +119,9 @@ def test_other_type_than_the_checkpoints(flags: list[str], checkpoint_folder: Pa
 def test_long_passages_are_shortened_between_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], models_folder: Path, checkpoint_folder: Path
 ) -> None:
-    from ragstone.commands.build_knowledge import BuildKnowledgeSettings, build_knowledge
-
     text = " ".join(["the old river"] * 30)
     (tmp_path / "documents.tsv").write_text(f"hill\t{text}\n", encoding="utf-8")
-    build_knowledge(
-        BuildKnowledgeSettings(
-            csv_path=[str(tmp_path / "documents.tsv")],
-            output_dir=tmp_path / "source",
-            dpr_ctx_encoder_model_name=str(models_folder / "passage_encoder"),
-            index="flat",
-        )
-    )
+    build_source(tmp_path / "documents.tsv", tmp_path / "source", models_folder / "passage_encoder")
     capsys.readouterr()
     flags = ["ask", f"--model_name_or_path={checkpoint_folder}", f"--passages_path={tmp_path / 'source'}"]
     assert main([*flags, "--question", QUESTION]) == 0
@@ -215,17 +204,8 @@ def test_a_source_of_another_encoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], models_folder: Path, source_folder: Path
 ) -> None:
     """Its vectors have the right length: only the fingerprint tells."""
-    from ragstone.commands.consolidate import ConsolidateSettings, consolidate
-
-    consolidate(
-        ConsolidateSettings(
-            model_type="rag_sequence",
-            dest=tmp_path / "rag",
-            generator_name_or_path=str(models_folder / "generator"),
-            question_encoder_name_or_path=str(models_folder / "question_encoder"),
-            passage_encoder_name_or_path=str(models_folder / "question_encoder"),
-        )
-    )
+    encoder = models_folder / "question_encoder"
+    join_models(models_folder / "generator", encoder, tmp_path / "rag", passage_encoder_name_or_path=str(encoder))
     flags = ["ask", f"--model_name_or_path={tmp_path / 'rag'}", f"--passages_path={source_folder}"]
     _refused(capsys, [*flags, "--question", QUESTION], str(source_folder), "was built with the passage encoder")
 

@@ -23,6 +23,7 @@ from ragstone.__main__ import main
 from ragstone.encoders.fresh import fresh_encoder
 from ragstone.encoders.load import load_encoder, save_encoder
 from ragstone.model.checkpoint import load_checkpoint
+from tests.commands.conftest import refused
 
 
 @pytest.fixture
@@ -35,15 +36,6 @@ def flags(models_folder: Path, tmp_path: Path) -> list[str]:
         *("--generator_name_or_path", str(models_folder / "generator")),
         *("--question_encoder_name_or_path", str(models_folder / "question_encoder")),
     ]
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("ragstone consolidate: ")
-    return err
 
 
 def without(folder: Path, new: Path, missing: Iterable[str]) -> Path:

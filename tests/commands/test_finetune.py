@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ragstone.__main__ import main
+from tests.commands.conftest import refused
 from tests.conftest import keep_as_downloaded
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tune.md"
@@ -70,14 +71,9 @@ def refusal(flags: dict[str, Any], capsys: pytest.CaptureFixture[str], **more: A
     """The one sentence of a refused command, which wrote nothing."""
     folder = Path(flags["output_dir"])
     there = folder.exists() and sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*"))
-    capsys.readouterr()
-    assert run(flags, **more) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("ragstone finetune: ")
-    assert captured.err.count("\n") == 1
+    message = refused(capsys, words({**flags, **more}))
     assert (folder.exists() and sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*"))) == there
-    return captured.err
+    return message
 
 
 def test_trains_when_nothing_is_asked_for(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ragstone.__main__ import main
-from ragstone.commands.build_knowledge import BuildKnowledgeSettings, build_knowledge
 from ragstone.data.examples import read_examples
+from tests.conftest import build_source
 
 SENTENCE = "In 18{n:02d} the engineer Ada Brook of Sumner built bridge number {n} over the river Lisk with 320 people"
 
@@ -18,15 +18,7 @@ def long_source(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -
     folder = tmp_path_factory.mktemp("practice")
     documents = folder / "documents.tsv"
     documents.write_text("".join(f"bridge {n}\t{SENTENCE.format(n=n)}\n" for n in range(20)), encoding="utf-8")
-    build_knowledge(
-        BuildKnowledgeSettings(
-            csv_path=[str(documents)],
-            output_dir=folder / "knowledge",
-            dpr_ctx_encoder_model_name=str(models_folder / "passage_encoder"),
-            index="flat",
-        )
-    )
-    return folder / "knowledge"
+    return build_source(documents, folder / "knowledge", models_folder / "passage_encoder")
 
 
 def test_practice_is_data_for_finetune(long_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

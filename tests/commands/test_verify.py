@@ -22,6 +22,7 @@ from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
 from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.knowledge.verify import SourceReport
 from ragstone.model.verify import CheckpointReport
+from tests.commands.conftest import refused
 
 
 @pytest.fixture
@@ -59,14 +60,9 @@ def shard(folder: Path) -> Path:
     return next((folder / PASSAGES_NAME).glob("*.arrow"))
 
 
-def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence that `path` is refused with."""
-    assert main(["verify", str(path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
-    return captured.err
+def refusal(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence with which `path` is refused."""
+    return refused(capsys, ["verify", str(path)])
 
 
 def test_a_sound_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,13 +91,13 @@ def test_one_changed_bit_is_found(source: Path, name: str, capsys: pytest.Captur
     path = shard(source) if name == "arrow" else source / name
     path = path if path.is_file() else source / PASSAGES_NAME / name
     flip(path, path.stat().st_size // 2)
-    message = refused(source, capsys)
+    message = refusal(source, capsys)
     assert f"{path} is damaged: its checksum is not the one in knowledge.json; copy it again" in message
 
 
 def test_a_missing_file(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source / INDEX_NAME).unlink()
-    assert f"{source / INDEX_NAME} is missing, but knowledge.json lists it" in refused(source, capsys)
+    assert f"{source / INDEX_NAME} is missing, but knowledge.json lists it" in refusal(source, capsys)
 
 
 @pytest.mark.parametrize(("key", "value"), [("passages", 7), ("dimension", 8)])
@@ -110,12 +106,12 @@ def test_counts_that_are_not_the_manifests(
 ) -> None:
     manifest = json.loads((source / "knowledge.json").read_text())
     (source / "knowledge.json").write_text(json.dumps({**manifest, key: value}))
-    assert f"knowledge.json states {value} {key.removesuffix('s')}s, but" in refused(source, capsys)
+    assert f"knowledge.json states {value} {key.removesuffix('s')}s, but" in refusal(source, capsys)
 
 
 def test_a_damaged_manifest(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source / "knowledge.json").write_text('{"encoder": "x"}')
-    assert "knowledge.json is damaged" in refused(source, capsys)
+    assert "knowledge.json is damaged" in refusal(source, capsys)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16,Flat"])
@@ -126,7 +122,7 @@ def test_without_checksums_a_changed_vector_is_found(
     folder = bare_source(tmp_path / "bare", factory, numbers)
     content = (folder / INDEX_NAME).read_bytes()
     flip(folder / INDEX_NAME, content.index(numbers[17].tobytes()))
-    message = refused(folder, capsys)
+    message = refusal(folder, capsys)
     assert f"{folder / INDEX_NAME} holds another vector than the passages in row 17" in message
 
 
@@ -138,7 +134,7 @@ def test_without_checksums_a_link_to_nowhere_is_found(tmp_path: Path, capsys: py
     links = faiss.rev_swig_ptr(index.hnsw.neighbors.data(), index.hnsw.neighbors.size())
     links[np.flatnonzero(links >= 0)[5]] = 300
     faiss.write_index(index, str(folder / INDEX_NAME))
-    assert f"{folder / INDEX_NAME} is not a FAISS index; build it again" in refused(folder, capsys)
+    assert f"{folder / INDEX_NAME} is not a FAISS index; build it again" in refusal(folder, capsys)
 
 
 def test_without_checksums_the_index_of_others_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +142,7 @@ def test_without_checksums_the_index_of_others_is_found(tmp_path: Path, capsys: 
     folder = bare_source(tmp_path / "bare", "IVF4,SQ8", vectors(0, 3000))
     other = bare_source(tmp_path / "other", "IVF4,SQ8", vectors(1, 3000))
     shutil.copyfile(other / INDEX_NAME, folder / INDEX_NAME)
-    assert "it belongs to others or is damaged" in refused(folder, capsys)
+    assert "it belongs to others or is damaged" in refusal(folder, capsys)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -157,14 +153,14 @@ def test_without_checksums_a_vector_that_is_not_finite(
     folder = bare_source(tmp_path / "bare", "Flat", numbers)
     path, row = shard(folder), numbers[211].tobytes()
     path.write_bytes(path.read_bytes().replace(row, np.float32(value).tobytes() + row[4:]))
-    assert f"The vector in row 211 of {folder / PASSAGES_NAME} is not finite" in refused(folder, capsys)
+    assert f"The vector in row 211 of {folder / PASSAGES_NAME} is not finite" in refusal(folder, capsys)
 
 
 def test_without_checksums_text_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = bare_source(tmp_path / "bare", "Flat", vectors())
     path = shard(folder)
     path.write_bytes(path.read_bytes().replace(b"text 123", b"text \xff23"))
-    message = refused(folder, capsys)
+    message = refusal(folder, capsys)
     assert f"{folder / PASSAGES_NAME} is damaged in rows 0 to 299" in message
     assert "UTF8" in message
 
@@ -173,7 +169,7 @@ def test_a_shard_that_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder = bare_source(tmp_path / "bare", "Flat", vectors())
     path = shard(folder)
     path.write_bytes(path.read_bytes()[:-4000])
-    assert f"{path} cannot be read" in refused(folder, capsys)
+    assert f"{path} cannot be read" in refusal(folder, capsys)
 
 
 def test_passages_without_text_are_counted(tmp_path: Path) -> None:
@@ -253,7 +249,7 @@ def test_a_damaged_checkpoint(
     checkpoint: Path, damage: Callable[[Path], None], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(checkpoint)
-    message = refused(checkpoint, capsys)
+    message = refusal(checkpoint, capsys)
     assert told in message
     assert str(checkpoint) in message
 
@@ -288,8 +284,8 @@ def test_pickled_weights_are_told_apart(models_folder: Path, tmp_path: Path) -> 
 
 
 def test_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "There is no folder" in refused(tmp_path / "missing", capsys)
-    assert "is neither a knowledge source" in refused(tmp_path, capsys)
+    assert "There is no folder" in refusal(tmp_path / "missing", capsys)
+    assert "is neither a knowledge source" in refusal(tmp_path, capsys)
     assert main(["verify"]) == 2
     assert "--path must be given" in capsys.readouterr().err
 

