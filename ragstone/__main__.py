@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ragstone import __version__
-from ragstone.errors import InputError
+from ragstone.errors import InputError, LostError
+from ragstone.interrupt import stop_like_interrupt
 
+UNUSABLE_INPUT = 2
+LOST = 3
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 
@@ -44,8 +44,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return the exit code.
 
-    0 is done, 2 is unusable input. As shells count, 130 is interrupted from the keyboard or by SIGTERM, and 141 that
-    whoever read the output has gone.
+    0 is done, 2 is unusable input, 3 is that a process or a host that the work needs has gone. As shells count, 130 is
+    interrupted from the keyboard or by SIGTERM, and 141 that whoever read the output has gone.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -73,6 +73,8 @@ def _dispatch(words: list[str]) -> int:
         return _run(command, program, words[1:])
     except InputError as error:
         return _fail(program, str(error))
+    except LostError as error:
+        return _fail(program, str(error), LOST)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -94,7 +96,7 @@ def _run(command: Command, program: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries()
-    with _stop_like_interrupt():
+    with stop_like_interrupt():
         module.show(function(settings))
     return 0
 
@@ -107,24 +109,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-@contextmanager
-def _stop_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, so that nothing half-written stays behind."""
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may ask for signals.
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _overview() -> str:
@@ -144,9 +128,9 @@ def _overview() -> str:
     )
 
 
-def _fail(program: str, message: str) -> int:
+def _fail(program: str, message: str, code: int = UNUSABLE_INPUT) -> int:
     print(f"{program}: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

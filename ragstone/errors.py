@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause."""
+"""The errors that are told in a sentence: what a user gave cannot be used, or what a run needs has gone."""
 
 
 class InputError(Exception):
@@ -6,4 +6,11 @@ class InputError(Exception):
 
     The message is one sentence that names what was given (file, line, value) and what to do about it. The command
     line prints it without a traceback and exits with code 2; whoever calls Ragstone from Python may catch it.
+    """
+
+
+class LostError(Exception):
+    """A process, a worker or a host that the run needs has gone, or does not answer in time.
+
+    The message names it and says how to go on. The command line prints it without a traceback and exits with code 3.
     """

@@ -14,6 +14,7 @@ from rich.text import Text
 
 T = TypeVar("T")
 
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 _display: ContextVar[Progress | None] = ContextVar("display", default=None)
 """The display that bars are drawn on now: a terminal has room for one."""
 
@@ -31,6 +32,7 @@ class ProgressBar:
 
     def __init__(self, progress: Progress | None, description: str, total: float | None) -> None:
         self._progress = progress
+        self._silent = _silent.get()
         self._task = None if progress is None else progress.add_task(description, total=total, note="")
 
     def advance(self, amount: float = 1) -> None:
@@ -57,8 +59,18 @@ class ProgressBar:
         """Print a line that stays, above the bar; without a terminal, on standard error as it is."""
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
-        else:
+        elif not self._silent:
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """No bars, and no lines of theirs, within a with-block: for all but one of several processes that do the same."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 @contextmanager
@@ -76,7 +88,7 @@ def progress_bar(description: str, total: float | None = None) -> Iterator[Progr
             bar.remove()
         return
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if _silent.get() or not console.is_terminal:
         yield ProgressBar(None, description, total)
         return
     columns = (

@@ -13,7 +13,7 @@ import ragstone
 PACKAGE = Path(ragstone.__file__).parent
 ORDER = (
     ("errors", "types"),
-    ("flags", "output", "progress"),
+    ("flags", "interrupt", "output", "progress"),
     ("settings",),
     ("processes",),
     ("encoders",),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.processes.environment import place
 from ragstone.settings import plain_settings, save_settings
 
 if TYPE_CHECKING:
     from ragstone.model.open import ModelRequest
+    from ragstone.retrieval.choice import RetrievalSettings
+    from ragstone.training.placement import Wishes
     from ragstone.training.run import Finetuned, RunPlan
 
 POSITIVE = (
@@ -25,6 +29,8 @@ POSITIVE = (
     "train_batch_size",
     "eval_batch_size",
     "gradient_accumulation_steps",
+    "num_retrieval_workers",
+    "index_shards",
 )
 NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed")
 GENERATOR_SETTINGS = ("dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
@@ -37,13 +43,16 @@ FREE_TO_CHANGE = (
     *("data_dir", "n_train", "n_val", "n_test", "output_dir", "do_train", "do_predict", "resume"),
     *("passages_path", "index_path", "index_name", "cache_dir", "config_name", "tokenizer_name"),
     *("num_train_epochs", "max_steps", "val_check_interval", "early_stopping_patience", "eval_batch_size"),
-    *("test_max_target_length", "gpus", "num_workers", "gradient_checkpointing", "logger_name", "profile"),
-    "fast_dev_run",
+    *("test_max_target_length", "num_workers", "gradient_checkpointing", "logger_name", "profile", "fast_dev_run"),
+    *("gpus", "num_processes", "train_batch_size", "distributed_port", "distributed_timeout"),
+    *("distributed_retriever", "num_retrieval_workers", "ray_address", "index_shards", "index_device"),
 )
-"""What a resumed run may be given anew; data and knowledge source are compared by content."""
+"""What a resumed run may be given anew. Data and knowledge source are compared by content, batches by their size over
+all processes."""
 POLYNOMIAL_END = 1e-7
 """The step size at which transformers' polynomial schedule ends."""
 MAX_SEED = 2**32
+MAX_TIMEOUT = 10**6
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,9 @@ class FinetuneSettings:
     max_steps: int = -1
     """Optimiser steps after which training stops, where not negative; the schedule ends there too."""
     train_batch_size: int = 32
-    """Questions per batch."""
+    """Questions per batch of a process; all processes' batches together make one."""
     eval_batch_size: int = 32
-    """Questions per batch of validation and test."""
+    """Questions per batch of a process in validation and test."""
     gradient_accumulation_steps: int = 1
     """Batches per optimiser step."""
     learning_rate: float = 5e-5
@@ -146,7 +155,23 @@ class FinetuneSettings:
     bf16: bool = False
     """bfloat16 matrix products; on GPUs and CPUs."""
     gpus: int | None = None
-    """GPUs to use; 0 trains on the CPU. One GPU, if there is one, where not given."""
+    """GPUs to use, each by a process of its own; 0 trains on the CPU. One GPU, if there is one, where not given."""
+    num_processes: int | None = None
+    """Processes on the CPU, with --gpus 0."""
+    distributed_port: int | None = None
+    """Port at which the processes of this host meet; a free one where not given (or -1)."""
+    distributed_timeout: float = 600.0
+    """Seconds in which processes and retrieval workers must answer each other; else the run ends."""
+    distributed_retriever: Literal["pytorch", "ray"] = "pytorch"
+    """Who searches: pytorch is the first process, for the others too; ray is Ray workers."""
+    num_retrieval_workers: int = 1
+    """Ray workers that search, for each shard."""
+    ray_address: str = "auto"
+    """host:port of a Ray cluster; auto is the one that runs on this machine, or a new one for the time of the run."""
+    index_shards: int = 1
+    """Parts that the source is divided into, each searched exactly by its own Ray workers."""
+    index_device: Literal["cpu", "cuda"] = "cpu"
+    """cuda searches exactly on a GPU that holds all vectors."""
     num_workers: int = 4
     """Threads that tokenise."""
 
@@ -191,6 +216,14 @@ class FinetuneSettings:
             raise InputError(
                 f"--gpus is {self.gpus}, but must be a number from 0 on; leave it out to use one if there is one."
             )
+        if self.num_processes is not None and self.num_processes < 1:
+            raise InputError(f"--num_processes is {self.num_processes}, but must be at least 1.")
+        if self.distributed_port is not None and not (self.distributed_port == -1 or 0 < self.distributed_port < 65536):
+            raise InputError(f"--distributed_port is {self.distributed_port}, but must be from 1 to 65535.")
+        if not 1 <= self.distributed_timeout < MAX_TIMEOUT:
+            raise InputError(
+                f"--distributed_timeout is {self.distributed_timeout}, but must be from 1 to {MAX_TIMEOUT} s."
+            )
         if self.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
             raise InputError(
                 f"--lr_scheduler polynomial falls to {POLYNOMIAL_END}, so --learning_rate must be above that; it is "
@@ -204,6 +237,8 @@ class FinetuneSettings:
             for name in RAG_ONLY:
                 if getattr(self, name):
                     raise InputError(f"--{name} is for RAG models; a closed-book {self.model_type} retrieves nothing.")
+            if self.distributed_retriever == "ray":
+                raise InputError(f"A closed-book {self.model_type} retrieves nothing; omit --distributed_retriever.")
 
     def plan(self) -> RunPlan:
         """The run that these settings describe."""
@@ -245,10 +280,37 @@ class FinetuneSettings:
             resumes=self.resume,
             precision="fp16" if self.fp16 else "bf16" if self.bf16 else "no",
             gpus=self.gpus,
+            retrieval=self._retrieval(),
+            timeout=self.distributed_timeout,
             wandb=self.logger_name == "wandb",
             profiles=self.profile,
             record=record,
             fixed={name: value for name, value in record.items() if name not in FREE_TO_CHANGE},
+        )
+
+    def wishes(self) -> Wishes:
+        """What the run is to be placed on."""
+        from ragstone.training.placement import Wishes
+
+        return Wishes(
+            gpus=self.gpus,
+            num_processes=self.num_processes,
+            precision="fp16" if self.fp16 else "bf16" if self.bf16 else "no",
+            retrieval=None if self.model_type in ("bart", "t5") else self._retrieval(),
+            model=self.model_name_or_path,
+            passages_path=self.passages_path,
+            index_path=self.index_path,
+        )
+
+    def _retrieval(self) -> RetrievalSettings:
+        from ragstone.retrieval.choice import RetrievalSettings
+
+        return RetrievalSettings(
+            backend=self.distributed_retriever,
+            ray_address=self.ray_address,
+            workers=self.num_retrieval_workers,
+            parts=self.index_shards,
+            device=self.index_device,
         )
 
     def _model_request(self) -> ModelRequest:
@@ -277,7 +339,27 @@ class FinetuneSettings:
 
 
 def finetune(settings: FinetuneSettings) -> Finetuned:
-    """Train question encoder and generator together on questions and answers."""
+    """Train question encoder and generator together on questions and answers.
+
+    Starts further processes where the settings ask for them. Within processes that torchrun or accelerate started,
+    trains with those; each gets the same result.
+    """
+    from ragstone.processes.launch import launch
+    from ragstone.training.hardware import refuse_without_wandb
+    from ragstone.training.placement import plan_placement
+
+    placement = plan_placement(settings.wishes(), place())
+    if settings.logger_name == "wandb":
+        refuse_without_wandb()
+    if place().is_first and (placement.processes > 1 or settings.distributed_retriever == "ray"):
+        print("\n".join(placement.lines), file=sys.stderr)
+    if placement.starts:
+        return launch(_finetune, settings, placement.processes, settings.distributed_port)
+    return _finetune(settings)
+
+
+def _finetune(settings: FinetuneSettings) -> Finetuned:
+    """What each process does."""
     # Read by the tokenizers' thread pool when it starts.
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, settings.num_workers)))
     from ragstone.training.run import fast_dev_run, run
@@ -291,7 +373,9 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
 
 
 def show(result: Finetuned) -> None:
-    """Print where the run ended."""
+    """Print where the run ended; once, however many processes it had."""
+    if not place().is_first:
+        return
     print(f"output       {result.folder or 'none: a run for trying out, all parts of which worked'}")
     if result.best is not None:
         print(f"steps        {result.steps:,} in {result.seconds:,.1f} s")

@@ -51,6 +51,11 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.settings = settings
         self.name = name
+        if settings.pooling != "pooler":
+            # Its pooler has no part in the vectors.
+            for path, parameter in model.named_parameters():
+                if ".pooler." in f".{path}":
+                    parameter.requires_grad_(False)
 
     @property
     def dimension(self) -> int:

@@ -69,6 +69,15 @@ class VectorIndex:
 
         return bool(self._index.metric_type == faiss.METRIC_INNER_PRODUCT)
 
+    def matrix(self) -> FloatArray | None:
+        """All its vectors [n, D] as a view of the map, if it is a flat index; None if it is another."""
+        import faiss
+
+        index = faiss.downcast_index(self._index)
+        if not isinstance(index, faiss.IndexFlat):
+            return None
+        return faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+
     def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
         """Scores [B, N] and ids [B, N] of the nearest vectors to `queries` [B, D], ids -1 where there are fewer."""
         if len(queries) == 0:

@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from ragstone.errors import InputError
 from ragstone.index.vector_index import VectorIndex
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.store import PassageStore
+from ragstone.types import FloatArray
 
 PASSAGES_NAME = "my_knowledge_dataset"
 INDEX_NAME = "my_knowledge_dataset_hnsw_index.faiss"
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a model needs to know of a source, which may be open in another process or on another host."""
+
+    folder: str
+    passages_path: str
+    """The passages folder, absolute."""
+    index_path: str
+    """The index file, absolute."""
+    passages: int
+    """How many it holds."""
+    dimension: int
+    """D of its vectors."""
+    fingerprint: str
+    """See KnowledgeSource.fingerprint."""
+    encoder: str | None
+    """Name of the passage encoder that built it; None where that is not recorded."""
+    encoder_fingerprint: str | None
+
+    def refuse_other_encoder(self, dimension: int, passage_encoder_fingerprint: str | None, model_name: str) -> None:
+        """Refuse a question encoder whose passage encoder did not build this source.
+
+        Args:
+            dimension: D of the question encoder's vectors.
+            passage_encoder_fingerprint: of the passage encoder that it belongs to, None where that is not known.
+            model_name: what the message calls the model.
+
+        Raises:
+            InputError: names both encoders.
+        """
+        if dimension != self.dimension:
+            raise InputError(
+                f"{model_name} makes question vectors of {dimension} dimensions, but the knowledge source "
+                f"{self.folder} has {self.dimension}; build the source with the passage encoder of the model."
+            )
+        if self.encoder_fingerprint is None or passage_encoder_fingerprint in (None, self.encoder_fingerprint):
+            return
+        raise InputError(
+            f"The knowledge source {self.folder} was built with the passage encoder {self.encoder} "
+            f"(fingerprint {self.encoder_fingerprint}), but {model_name} belongs to another one "
+            f"(fingerprint {passage_encoder_fingerprint}); build the source with that one."
+        )
 
 
 class KnowledgeSource:
@@ -47,6 +93,29 @@ class KnowledgeSource:
         """D of its vectors."""
         return self.store.dimension
 
+    def info(self) -> SourceInfo:
+        """What a model needs to know of it."""
+        return SourceInfo(
+            folder=str(self.folder),
+            passages_path=str(self.store.folder.resolve()),
+            index_path=str(self.index_path.resolve()),
+            passages=len(self),
+            dimension=self.dimension,
+            fingerprint=self.fingerprint(),
+            encoder=None if self.manifest is None else self.manifest.encoder,
+            encoder_fingerprint=None if self.manifest is None else self.manifest.encoder_fingerprint,
+        )
+
+    def vectors(self, first: int, last: int) -> list[FloatArray]:
+        """The vectors of rows `first` to before `last`, in order, as views [*, D] of the map.
+
+        Those of a flat index, which is one view, or else those beside the passages, in many.
+        """
+        matrix = self.index.matrix()
+        if matrix is not None:
+            return [matrix[first:last]]
+        return list(self.store.vector_chunks(first, last))
+
     def fingerprint(self) -> str:
         """A short text that differs between sources with different content, and changes when one is built anew.
 
@@ -61,30 +130,6 @@ class KnowledgeSource:
             status = path.stat()
             digest.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:32]
-
-    def refuse_other_encoder(self, dimension: int, passage_encoder_fingerprint: str | None, model_name: str) -> None:
-        """Refuse a question encoder whose passage encoder did not build this source.
-
-        Args:
-            dimension: D of the question encoder's vectors.
-            passage_encoder_fingerprint: of the passage encoder that it belongs to, None where that is not known.
-            model_name: what the message calls the model.
-
-        Raises:
-            InputError: names both encoders.
-        """
-        if dimension != self.dimension:
-            raise InputError(
-                f"{model_name} makes question vectors of {dimension} dimensions, but the knowledge source "
-                f"{self.folder} has {self.dimension}; build the source with the passage encoder of the model."
-            )
-        if self.manifest is None or passage_encoder_fingerprint in (None, self.manifest.encoder_fingerprint):
-            return
-        raise InputError(
-            f"The knowledge source {self.folder} was built with the passage encoder {self.manifest.encoder} "
-            f"(fingerprint {self.manifest.encoder_fingerprint}), but {model_name} belongs to another one "
-            f"(fingerprint {passage_encoder_fingerprint}); build the source with that one."
-        )
 
     def _check(self) -> None:
         if len(self.index) != len(self.store):

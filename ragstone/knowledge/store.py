@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,40 @@ BYTES_PER_SHARD = 500 * 2**20
 COLUMNS = ("title", "text", "embeddings")
 
 
+class ShardWriter:
+    """Writes one file of a store. Use as a context manager."""
+
+    def __init__(self, path: Path, dimension: int) -> None:
+        self._dimension = dimension
+        self._schema = _schema()
+        self._file = path.open("wb")
+        self._stream = pa.ipc.new_stream(self._file, self._schema)
+        self.bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file; what was written is on the disk then, and not on its way there."""
+        with self._file:
+            self._stream.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
+        """Append passages with their vectors [n, D]."""
+        for start in range(0, len(titles), ROWS_PER_BATCH):
+            rows = slice(start, start + ROWS_PER_BATCH)
+            self._write_batch(titles[rows], texts[rows], vectors[rows])
+
+    def _write_batch(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
+        offsets = np.arange(0, (len(vectors) + 1) * self._dimension, self._dimension, dtype=np.int32)
+        embeddings = pa.ListArray.from_arrays(offsets, np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+        batch = pa.record_batch([pa.array(titles, pa.string()), pa.array(texts, pa.string()), embeddings], self._schema)
+        self._stream.write_batch(batch)
+        self.bytes += batch.nbytes
+
+
 class PassageWriter:
     """Writes a store row by row, in shards, as the vectors are made. Use as a context manager."""
 
@@ -32,10 +67,8 @@ class PassageWriter:
         self._folder = folder
         self._dimension = dimension
         self._bytes_per_shard = bytes_per_shard
-        self._schema = _schema()
-        self._shards: list[str] = []
-        self._stream: Any = None
-        self._shard_bytes = 0
+        self._shards: list[Path] = []
+        self._shard: ShardWriter | None = None
         self.count = 0
 
     def __enter__(self) -> PassageWriter:
@@ -50,49 +83,57 @@ class PassageWriter:
         """Append passages with their vectors [n, D]."""
         for start in range(0, len(titles), ROWS_PER_BATCH):
             rows = slice(start, start + ROWS_PER_BATCH)
-            self._write_batch(titles[rows], texts[rows], vectors[rows])
+            self._open_shard().write(titles[rows], texts[rows], vectors[rows])
+            self.count += len(titles[rows])
 
-    def _write_batch(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
-        if self._stream is None or self._shard_bytes >= self._bytes_per_shard:
-            self._begin_shard()
-        offsets = np.arange(0, (len(vectors) + 1) * self._dimension, self._dimension, dtype=np.int32)
-        embeddings = pa.ListArray.from_arrays(offsets, np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-        batch = pa.record_batch([pa.array(titles, pa.string()), pa.array(texts, pa.string()), embeddings], self._schema)
-        self._stream.write_batch(batch)
-        self._shard_bytes += batch.nbytes
-        self.count += len(titles)
-
-    def _begin_shard(self) -> None:
-        self._end_shard()
-        name = f"data-{len(self._shards):05d}.arrow"
-        self._shards.append(name)
-        self._stream = pa.ipc.new_stream(str(self._folder / name), self._schema)
-        self._shard_bytes = 0
+    def _open_shard(self) -> ShardWriter:
+        """The shard that is written now, or a new one where that is full."""
+        if self._shard is None or self._shard.bytes >= self._bytes_per_shard:
+            self._end_shard()
+            self._shards.append(self._folder / f"data-{len(self._shards):05d}.arrow")
+            self._shard = ShardWriter(self._shards[-1], self._dimension)
+        return self._shard
 
     def _end_shard(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._shard is not None:
+            self._shard.__exit__()
+            self._shard = None
 
     def _finish(self) -> None:
-        """Give the shards the names and the two JSON files that datasets' load_from_disk expects."""
-        total = len(self._shards)
-        names = [f"data-{number:05d}-of-{total:05d}.arrow" for number in range(total)]
-        for old, new in zip(self._shards, names, strict=True):
-            (self._folder / old).rename(self._folder / new)
-        digest = hashlib.sha256(json.dumps([names, self.count, self._dimension]).encode()).hexdigest()[:16]
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": name} for name in names],
-            "_fingerprint": digest,
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        (self._folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        info = {"citation": "", "description": "", "features": _features(), "homepage": "", "license": ""}
-        (self._folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        """Name the shards after their number, which is known now."""
+        names = shard_names(len(self._shards))
+        for path, name in zip(self._shards, names, strict=True):
+            path.rename(self._folder / name)
+        describe_shards(self._folder, names, self.count, self._dimension)
+
+
+def shard_names(number: int) -> list[str]:
+    """What datasets' save_to_disk calls `number` shards."""
+    return [f"data-{i:05d}-of-{number:05d}.arrow" for i in range(number)]
+
+
+def describe_shards(folder: Path, names: Sequence[str], count: int, dimension: int) -> None:
+    """Make a store of the shards `names` in `folder`: write the two JSON files that datasets' load_from_disk expects.
+
+    Args:
+        folder: where the shards are.
+        names: their file names, in order.
+        count: rows in all of them.
+        dimension: D of the vectors.
+    """
+    digest = hashlib.sha256(json.dumps([list(names), count, dimension]).encode()).hexdigest()[:16]
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": digest,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    info = {"citation": "", "description": "", "features": _features(), "homepage": "", "license": ""}
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
 class PassageStore:
@@ -128,10 +169,14 @@ class PassageStore:
             found[here] = self._batch_vectors(int(number))[rows[here] - self._starts[number]]
         return found
 
-    def vector_chunks(self) -> Iterator[FloatArray]:
-        """All vectors in order, as views [*, D] of the map."""
+    def vector_chunks(self, first: int = 0, last: int | None = None) -> Iterator[FloatArray]:
+        """The vectors of rows `first` to before `last`, all where not said, in order, as views [*, D] of the map."""
+        last = len(self) if last is None else last
         for number in range(len(self._batches)):
-            yield self._batch_vectors(number)
+            start = int(self._starts[number])
+            chunk = slice(max(0, first - start), max(0, last - start))
+            if chunk.start < self._batches[number].num_rows and chunk.start < chunk.stop:
+                yield self._batch_vectors(number)[chunk]
 
     def check_texts(self) -> int:
         """Read every title and text; the number of passages without text.

@@ -11,14 +11,14 @@ import torch
 from ragstone.encoders.load import pretrained, refuse_new_weights
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
-from ragstone.knowledge.source import KnowledgeSource
+from ragstone.knowledge.source import SourceInfo
 from ragstone.model.checkpoint import Checkpoint, change_config, load_checkpoint, save_checkpoint
 from ragstone.model.closed_book import ClosedBook
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
 from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
-from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.place import InEveryProcess, RetrievalPlace, SourceLocation
 
 RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
 
@@ -48,6 +48,8 @@ class ModelRequest:
     """Closed-book: where the tokenizer is, if not with the model."""
     cache_dir: str | None = None
     device: torch.device | None = None
+    retrieval: RetrievalPlace = dataclasses.field(default_factory=InEveryProcess)
+    """Where passages are searched for."""
 
     def __post_init__(self) -> None:
         for name in ("n_docs", "max_combined_length", "max_source_length", "max_target_length"):
@@ -76,16 +78,16 @@ def open_model(request: ModelRequest) -> Model:
     return _open_closed_book(request, config.model_type)
 
 
-def open_source(passages_path: str | None, index_path: str | None, index_name: str | None) -> KnowledgeSource:
-    """Open the knowledge source that flags or a checkpoint's config name.
+def locate_source(passages_path: str | None, index_path: str | None, index_name: str | None) -> SourceLocation:
+    """The knowledge source that flags or a checkpoint's config name.
 
     Raises:
-        InputError: none is named, or it is not one.
+        InputError: none is named.
     """
     if passages_path is None:
         asked = f"the index {index_name!r}" if index_name not in (None, "custom") else "no knowledge source"
         raise InputError(f"The model names {asked}; give --passages_path the folder of a knowledge source.")
-    return KnowledgeSource(Path(passages_path), None if index_path is None else Path(index_path))
+    return SourceLocation(passages_path, index_path)
 
 
 def _open_rag(request: ModelRequest) -> RagModel:
@@ -99,11 +101,12 @@ def _open_rag(request: ModelRequest) -> RagModel:
         raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
     config, encoder = checkpoint.config, checkpoint.question_encoder
     given = request.passages_path is not None
-    source = open_source(
+    location = locate_source(
         request.passages_path if given else config.passages_path,
         request.index_path if given else request.index_path or config.index_path,
         request.index_name or config.index_name,
     )
+    source, retriever = request.retrieval.open(location)
     expected = checkpoint.passage_encoder_fingerprint
     source.refuse_other_encoder(encoder.dimension, expected, request.name_or_path)
     if request.max_source_length is not None:
@@ -125,16 +128,16 @@ def _open_rag(request: ModelRequest) -> RagModel:
     model = RagModel(
         encoder,
         checkpoint.generator,
-        LocalRetriever(source),
+        retriever,
         options,
         save=lambda rag, folder: _save_rag(checkpoint, rag, source, folder),
-        source_fingerprint=source.fingerprint(),
-        corpus_size=len(source),
+        source_fingerprint=source.fingerprint,
+        corpus_size=source.passages,
     )
     return model.to(request.device or best_device()).eval()
 
 
-def _save_rag(checkpoint: Checkpoint, model: RagModel, source: KnowledgeSource, folder: Path) -> None:
+def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, folder: Path) -> None:
     """Save with the settings in force, so that the checkpoint opens again without flags."""
     config, options = checkpoint.config, model.options
     config.n_docs = options.n_docs
@@ -142,8 +145,8 @@ def _save_rag(checkpoint: Checkpoint, model: RagModel, source: KnowledgeSource, 
     # A checkpoint of transformers may have a prefix in either place.
     config.prefix = checkpoint.generator.model.config.prefix = options.context.prefix or None
     config.index_name = "custom"
-    config.passages_path = str(source.store.folder.resolve())
-    config.index_path = str(source.index_path.resolve())
+    config.passages_path = source.passages_path
+    config.index_path = source.index_path
     save_checkpoint(checkpoint, folder, options.model_type)
 
 

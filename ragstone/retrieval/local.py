@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from ragstone.index.exact_range import Searcher
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.types import NO_PASSAGE, FloatArray, Retrieved
+from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
 
 
 class LocalRetriever:
     """Searches a knowledge source that this process has opened."""
 
-    def __init__(self, source: KnowledgeSource) -> None:
+    def __init__(self, source: KnowledgeSource, searcher: Searcher | None = None) -> None:
+        """`searcher` searches instead of the source's index."""
         self.source = source
+        self.searcher = searcher or source.index
 
     def retrieve(self, vectors: FloatArray, n_docs: int) -> Retrieved:
         """See Retriever.retrieve."""
-        _, ids = self.source.index.search(vectors, n_docs)
+        _, ids = self.searcher.search(vectors, n_docs)
+        return self.fetch(ids)
+
+    def fetch(self, ids: IntArray) -> Retrieved:
+        """The passages of `ids` [B, N] with their vectors; empty where the id is -1."""
         valid = ids >= 0
         found = np.zeros((*ids.shape, self.source.dimension), dtype=np.float32)
         found[valid] = self.source.store.vectors(ids[valid])

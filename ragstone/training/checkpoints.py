@@ -32,11 +32,15 @@ class Saved:
 class CheckpointKeeper:
     """Writes checkpoints into a folder and removes those that are neither good nor new."""
 
-    def __init__(self, folder: Path, kept: Sequence[Saved] = ()) -> None:
-        """`kept` are the checkpoints that a run which goes on has, the last one last."""
+    def __init__(self, folder: Path, kept: Sequence[Saved] = (), writes: bool = True) -> None:
+        """`kept` are the checkpoints that a run which goes on has, the last one last.
+
+        With several processes, one writes; the others only remember what is kept.
+        """
         self._folder = folder
+        self._writes = writes
         self.kept = list(kept)
-        if self.kept:
+        if self.kept and writes:
             self._tidy()
 
     @property
@@ -52,6 +56,8 @@ class CheckpointKeeper:
         saved = Saved(step, score)
         self.kept.append(saved)
         self.kept = [other for other in self.kept if other == saved or other in self._ranked()[:KEPT]]
+        if not self._writes:
+            return
         workshop = self._folder / f".{saved.name}"
         shutil.rmtree(workshop, ignore_errors=True)
         try:

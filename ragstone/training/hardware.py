@@ -10,28 +10,21 @@ from typing import Any, Literal
 
 import torch
 
-from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
 from ragstone.output import write_text
 
 Precision = Literal["no", "bf16", "fp16"]
 """In the words of accelerate."""
+LAYERDROPS = ("encoder_layerdrop", "decoder_layerdrop", "layerdrop")
 
 
-def training_device(gpus: int | None, precision: Precision) -> torch.device:
-    """The device to train on: a GPU if there is one, unless `gpus` is 0.
-
-    Raises:
-        InputError: more GPUs than there are or than one process uses, or fp16 without one.
-    """
-    there = torch.cuda.device_count()
-    if gpus is not None and gpus > there:
-        raise InputError(f"--gpus {gpus}: this machine has {there} GPUs that torch can use; give at most that.")
-    if gpus is not None and gpus > 1:
-        raise InputError(f"--gpus {gpus}: training runs in one process, on one GPU; give --gpus 1.")
-    device = torch.device("cpu") if gpus == 0 else best_device()
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("--fp16 needs a GPU; on a CPU take --bf16, or leave the precision alone.")
+def training_device(gpus: int | None, local_rank: int = 0) -> torch.device:
+    """The device that a process trains on: a GPU of its own if there are any, unless `gpus` is 0."""
+    if gpus == 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    # Whatever asks for "the GPU" without a number means this process's.
+    torch.cuda.set_device(device)
     return device
 
 
@@ -63,8 +56,22 @@ def accelerator_for(device: torch.device, precision: Precision, trackers: list[s
     try:
         yield accelerator
     finally:
-        accelerator.end_training()
+        # Not end_training: it would also leave the process group, which is not its own.
+        for tracker in accelerator.trackers:
+            tracker.finish()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def prepare(accelerator: Any, model: Any, optimizer: Any) -> tuple[Any, Any]:
+    """Model and optimiser as accelerate wraps them for its device, precision and processes."""
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # Gradients are exchanged when all are there; those of a layer that layerdrop leaves out never come.
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    drops = any(getattr(config, name, 0) for config in configs for name in LAYERDROPS)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=drops)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    return wrapped, prepared
 
 
 @contextmanager

@@ -16,13 +16,17 @@ import torch
 
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
-from ragstone.model.model import Model, answer_questions
+from ragstone.model.model import Model
+from ragstone.processes.processes import Processes
 from ragstone.progress import ProgressBar, progress_bar
 from ragstone.training.checkpoints import CheckpointKeeper
+from ragstone.training.hardware import prepare
 from ragstone.training.monitor import Monitor, as_line
 from ragstone.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from ragstone.training.order import epoch_batches
+from ragstone.training.random_state import random_states, set_random_states
 from ragstone.training.resume import Identity
+from ragstone.training.together import answer_examples, loss_of_all
 from ragstone.types import Example
 
 Score = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
@@ -35,7 +39,9 @@ class LoopSettings:
 
     epochs: int = 3
     train_batch_size: int = 32
+    """Questions per batch of a process; those of all processes together are one batch of training."""
     eval_batch_size: int = 32
+    """Questions per batch of a process."""
     accumulation: int = 1
     """Batches whose gradients are added up for one step."""
     max_grad_norm: float = 1.0
@@ -69,6 +75,7 @@ class Trainer:
         self,
         model: Model,
         accelerator: Any,
+        processes: Processes,
         keeper: CheckpointKeeper,
         loop: LoopSettings,
         optimization: OptimizerSettings,
@@ -81,12 +88,15 @@ class Trainer:
         identity: Identity,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`accelerator` is accelerate's; `report` is told of every validation, `after_step` is called after a step.
+        """`accelerator` is accelerate's; `processes` train together, each on its part of every batch.
+
+        `report` is told of every validation, `after_step` is called after a step.
 
         `identity` goes into the state, so that resuming can tell whether it goes on with the same run.
         """
         self.model = model
         self.accelerator = accelerator
+        self.processes = processes
         self.keeper = keeper
         self.loop = loop
         self.train_examples = train
@@ -96,13 +106,14 @@ class Trainer:
         self.report = report
         self.identity = identity
         self.after_step = after_step
-        self.batches_per_epoch = math.ceil(len(train) / loop.train_batch_size)
+        self.batch_size = loop.train_batch_size * processes.place.size
+        self.batches_per_epoch = math.ceil(len(train) / self.batch_size)
         self.monitor = Monitor(self.batches_per_epoch, model.corpus_size)
         steps = math.ceil(self.batches_per_epoch / loop.accumulation) * loop.epochs
         self.total_steps = steps if loop.max_steps < 0 else min(steps, loop.max_steps)
         optimizer = make_optimizer(model, optimization)  # type: ignore[arg-type]
         self.schedule = make_schedule(optimizer, optimization, self.total_steps)
-        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.wrapped, self.optimizer = prepare(accelerator, model, optimizer)
         self.step = 0
         self.epoch = 0
         self.batch = 0
@@ -119,13 +130,12 @@ class Trainer:
                 self.epoch, self.batch = self.epoch + 1, 0
 
     def state(self) -> dict[str, Any]:
-        """All that resuming needs besides the weights."""
+        """All that resuming needs besides the weights. All processes call it; the same for all."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "rng": self.processes.gather(random_states()),
             "identity": self.identity,
             "position": [self.step, self.epoch, self.batch, self.without_progress],
         }
@@ -136,14 +146,16 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        rank = self.processes.place.rank
+        if rank < len(state["rng"]):
+            set_random_states(state["rng"][rank])
+        else:
+            torch.manual_seed(self.loop.seed + rank)
         self.step, self.epoch, self.batch, self.without_progress = state["position"]
 
     def _run_epoch(self, bar: ProgressBar) -> None:
         loop = self.loop
-        batches = epoch_batches(self.train_examples, loop.train_batch_size, loop.seed, self.epoch, self.batch)
+        batches = epoch_batches(self.train_examples, self.batch_size, loop.seed, self.epoch, self.batch)
         group: list[list[Example]] = []
         for batch in batches:
             group.append(batch)
@@ -160,18 +172,25 @@ class Trainer:
     def _train_step(self, group: list[list[Example]], bar: ProgressBar) -> None:
         """One optimiser step on the batches of a group."""
         questions = sum(map(len, group))
+        place = self.processes.place
         for number, batch in enumerate(group):
+            # A process that there is no question for takes part with the first one, which then has no weight.
+            own = batch[place.rank :: place.size]
+            read = own or batch[:1]
+            # Gradients are averaged over the processes, and shall be summed over the questions.
+            weight = place.size / questions if own else 0.0
             synchronise = number == len(group) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    loss = self.wrapped([e.question for e in batch], [e.answer for e in batch])
-                if not torch.isfinite(loss.loss):
+                    loss = self.wrapped([e.question for e in read], [e.answer for e in read])
+                whole = loss_of_all(loss, self.processes, counts=bool(own))
+                if not torch.isfinite(whole.loss):
                     raise InputError(
                         f"The loss is not finite at step {self.step + 1}; lower --learning_rate, or use --bf16 instead "
                         "of --fp16. Checkpoints up to here are kept."
                     )
-                self.accelerator.backward(loss.loss / questions)
-            self.monitor.add(loss)
+                self.accelerator.backward(loss.loss * weight)
+            self.monitor.add(whole)
         if self.loop.max_grad_norm > 0:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.loop.max_grad_norm)
         self.optimizer.step()
@@ -207,7 +226,12 @@ class Trainer:
         began = time.perf_counter()
         self.model.eval()
         predictions = answer_examples(
-            self.model, self.validation_examples, self.decoding, self.loop.eval_batch_size, self.accelerator
+            self.model,
+            self.validation_examples,
+            self.decoding,
+            self.loop.eval_batch_size,
+            self.accelerator,
+            self.processes,
         )
         scores = self.score(predictions, [example.answer for example in self.validation_examples])
         self.model.train()
@@ -226,12 +250,3 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         patience = self.loop.patience
         return patience >= 0 and self.without_progress >= max(1, patience)
-
-
-def answer_examples(
-    model: Model, examples: Sequence[Example], decoding: Decoding, batch_size: int, accelerator: Any
-) -> list[str]:
-    """The model's best answer to the question of each of `examples`."""
-    questions = [example.question for example in examples]
-    with accelerator.autocast():
-        return [answer.text for answer in answer_questions(model, questions, decoding=decoding, batch_size=batch_size)]

@@ -8,33 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ragstone.data.examples import Split, read_examples
+from ragstone.errors import InputError
 from ragstone.evaluation.score import measure_answers
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.output import refuse_used_folder, write_lines
+from ragstone.processes.environment import place
+from ragstone.processes.group import joined
+from ragstone.processes.processes import Processes
+from ragstone.progress import silence
+from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
-from ragstone.training.hardware import (
-    Precision,
-    accelerator_for,
-    profiled_steps,
-    refuse_without_wandb,
-    training_device,
-)
-from ragstone.training.loop import LoopSettings, Trainer, answer_examples
+from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, training_device
+from ragstone.training.loop import LoopSettings, Trainer
 from ragstone.training.metrics_file import MetricsFile
 from ragstone.training.optimizer import OptimizerSettings
 from ragstone.training.resume import refuse_another_run, run_identity
+from ragstone.training.together import answer_examples
 from ragstone.types import Example
 
 PREDICTIONS_NAME = "test_predictions.txt"
@@ -59,6 +60,10 @@ class RunPlan:
     resumes: bool = False
     precision: Precision = "no"
     gpus: int | None = None
+    """GPUs of this host; 0 trains on the CPU."""
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    timeout: float = 600.0
+    """Seconds in which processes and retrieval workers must answer each other."""
     wandb: bool = False
     profiles: bool = False
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -82,15 +87,70 @@ class Finetuned:
 
 
 def run(plan: RunPlan, started: Callable[[], None] = lambda: None) -> Finetuned:
-    """Train and predict as `plan` says. `started` is called when the output folder is there and nothing is refused.
+    """Train and predict as `plan` says. With several processes, all call it and get the same result.
+
+    `started` is called, in the first process, when the output folder is there and nothing is refused.
 
     Raises:
-        InputError: unusable data, model, knowledge source or hardware; a used output folder.
+        InputError: unusable data, model or knowledge source; a used output folder.
+        LostError: a process or a retrieval worker has gone.
     """
-    _refuse_used_folder(plan)
-    device = training_device(plan.gpus, plan.precision)
-    if plan.wandb:
-        refuse_without_wandb()
+    with _together(plan) as team:
+        return _run(plan, team, started)
+
+
+def fast_dev_run(plan: RunPlan) -> Finetuned:
+    """A run over one batch each of training, validation and test data, in a folder that is removed at the end."""
+    has_test = (plan.data_dir / "test.source").is_file()
+    loop = plan.loop
+    with _together(plan) as team:
+        team.processes.on_first(lambda: _refuse_used_folder(plan))
+        size = team.processes.place.size
+        small = dataclasses.replace(
+            plan,
+            loop=dataclasses.replace(loop, epochs=1, max_steps=-1),
+            limits={
+                "train": loop.train_batch_size * loop.accumulation * size,
+                "val": loop.eval_batch_size * size,
+                "test": loop.eval_batch_size * size,
+            },
+            predicts=plan.predicts or has_test,
+            wandb=False,
+        )
+        # Beside the output folder, where all hosts see it.
+        beside = next(path for path in plan.folder.resolve().parents if path.is_dir())
+        with ExitStack() as stack:
+            name = team.processes.on_first(
+                lambda: stack.enter_context(TemporaryDirectory(prefix=".ragstone-fast-dev-run-", dir=beside))
+            )
+            result = _run(dataclasses.replace(small, folder=Path(name) / "run"), team, lambda: None)
+            # Nobody removes what another still reads.
+            team.processes.share(None)
+    return dataclasses.replace(result, folder=None)
+
+
+@dataclass(frozen=True)
+class _Team:
+    """Who trains, and on what."""
+
+    processes: Processes
+    device: torch.device
+
+
+@contextmanager
+def _together(plan: RunPlan) -> Iterator[_Team]:
+    """The processes of the run. All but the first keep silent."""
+    device = training_device(plan.gpus, place().local_rank)
+    with (
+        joined(device, plan.timeout) as processes,
+        nullcontext() if processes.place.is_first else silence(),
+        connected(plan.retrieval, processes),
+    ):
+        yield _Team(processes, device)
+
+
+def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
+    team.processes.on_first(lambda: _refuse_used_folder(plan))
     splits: list[Split] = ["train", "val"] if plan.trains else []
     if plan.predicts:
         splits.append("test")
@@ -98,72 +158,60 @@ def run(plan: RunPlan, started: Callable[[], None] = lambda: None) -> Finetuned:
     trackers = ["tensorboard", *(["wandb"] if plan.wandb else [])] if plan.trains else []
     result = Finetuned(plan.folder)
     with (
-        _nothing_without_checkpoint(plan),
-        accelerator_for(device, plan.precision, trackers, plan.folder) as accelerator,
+        _nothing_without_checkpoint(plan, team.processes),
+        accelerator_for(team.device, plan.precision, trackers, plan.folder) as accelerator,
     ):
         if plan.trains:
-            result = _train(plan, accelerator, examples["train"], examples["val"], started)
+            result = _train(plan, team.processes, accelerator, examples["train"], examples["val"], started)
         if plan.predicts:
-            scores = _predict(plan, accelerator, examples["test"])
+            scores = _predict(plan, team.processes, accelerator, examples["test"])
             result = dataclasses.replace(result, test=scores)
             if not plan.trains:
-                started()
+                team.processes.on_first(started)
     return result
 
 
-def fast_dev_run(plan: RunPlan) -> Finetuned:
-    """A run over one batch each of training, validation and test data, in a folder that is removed at the end."""
-    _refuse_used_folder(plan)
-    if plan.wandb:
-        refuse_without_wandb()
-    has_test = (plan.data_dir / "test.source").is_file()
-    loop = plan.loop
-    with tempfile.TemporaryDirectory(prefix="ragstone-fast-dev-run-") as name:
-        small = dataclasses.replace(
-            plan,
-            folder=Path(name) / "run",
-            loop=dataclasses.replace(loop, epochs=1, max_steps=-1),
-            limits={
-                "train": loop.train_batch_size * loop.accumulation,
-                "val": loop.eval_batch_size,
-                "test": loop.eval_batch_size,
-            },
-            predicts=plan.predicts or has_test,
-            wandb=False,
-        )
-        return dataclasses.replace(run(small), folder=None)
-
-
 def _train(
-    plan: RunPlan, accelerator: Any, train: Sequence[Example], val: Sequence[Example], started: Callable[[], None]
+    plan: RunPlan,
+    processes: Processes,
+    accelerator: Any,
+    train: Sequence[Example],
+    val: Sequence[Example],
+    started: Callable[[], None],
 ) -> Finetuned:
     began = time.perf_counter()
+    first = processes.place.is_first
     state = load_state(plan.folder) if plan.resumes else None
-    request = dataclasses.replace(plan.model, device=accelerator.device)
+    request = _request(plan, processes, accelerator)
     if state is not None:
         request = _from_checkpoint(request, plan.folder / "last")
-    torch.manual_seed(plan.loop.seed)
+    # Each process draws dropout of its own.
+    torch.manual_seed(plan.loop.seed + processes.place.rank)
     model = open_model(request)
-    identity = run_identity(plan.fixed, train, val, model.source_fingerprint())
+    batch_size = plan.loop.train_batch_size * processes.place.size
+    identity = run_identity(
+        {**plan.fixed, "train_batch_size x processes": batch_size}, train, val, model.source_fingerprint()
+    )
     kept = []
     if state is not None:
         refuse_another_run(state["identity"], identity, plan.folder)
         kept = [Saved(*saved) for saved in state["kept"]]
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    started()
+    processes.on_first(lambda: _start(plan.folder, started))
+    _refuse_unseen_folder(plan.folder, processes)
     metrics = MetricsFile(plan.folder)
-    with profiled_steps(plan.folder) if plan.profiles else nullcontext(lambda: None) as after_step:
+    with profiled_steps(plan.folder) if plan.profiles and first else nullcontext(lambda: None) as after_step:
         trainer = Trainer(
             model,
             accelerator,
-            CheckpointKeeper(plan.folder, kept),
+            processes,
+            CheckpointKeeper(plan.folder, kept, writes=first),
             plan.loop,
             plan.optimization,
             train=train,
             validation=val,
             decoding=plan.validation,
             score=_score,
-            report=metrics.add_validation,
+            report=metrics.add_validation if first else lambda _: None,
             identity=identity,
             after_step=after_step,
         )
@@ -172,23 +220,49 @@ def _train(
             metrics.forget_after(trainer.step)
         accelerator.init_trackers("ragstone", config=dict(plan.record))
         trainer.run()
+    # The last checkpoint is there before anybody goes on.
+    processes.share(None)
     model.close()
     return Finetuned(plan.folder, trainer.step, time.perf_counter() - began, trainer.keeper.best)
 
 
-def _predict(plan: RunPlan, accelerator: Any, test: Sequence[Example]) -> dict[str, float]:
+def _predict(plan: RunPlan, processes: Processes, accelerator: Any, test: Sequence[Example]) -> dict[str, float]:
     best = plan.folder / "best"
-    request = dataclasses.replace(plan.model, device=accelerator.device)
+    request = _request(plan, processes, accelerator)
     if best.is_dir():
         request = _from_checkpoint(request, best)
     model = open_model(request)
-    predictions = answer_examples(model, test, plan.test, plan.loop.eval_batch_size, accelerator)
+    predictions = answer_examples(model, test, plan.test, plan.loop.eval_batch_size, accelerator, processes)
     model.close()
     scores = _score(predictions, [example.answer for example in test])
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    write_lines(plan.folder / PREDICTIONS_NAME, [" ".join(text.split()) for text in predictions])
-    MetricsFile(plan.folder).set_test(scores)
+
+    def write() -> None:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_lines(plan.folder / PREDICTIONS_NAME, [" ".join(text.split()) for text in predictions])
+        MetricsFile(plan.folder).set_test(scores)
+
+    processes.on_first(write)
     return scores
+
+
+def _request(plan: RunPlan, processes: Processes, accelerator: Any) -> ModelRequest:
+    place = retrieval_place(plan.retrieval, processes, plan.timeout)
+    return dataclasses.replace(plan.model, device=accelerator.device, retrieval=place)
+
+
+def _start(folder: Path, started: Callable[[], None]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    started()
+
+
+def _refuse_unseen_folder(folder: Path, processes: Processes) -> None:
+    """Checkpoints are written by the first process and read by all."""
+    unseen = [rank for rank, sees in enumerate(processes.gather(folder.is_dir())) if not sees]
+    if unseen:
+        raise InputError(
+            f"--output_dir {folder}, which the first process made, is not there for rank {unseen[0]}; give a folder "
+            "on storage that all hosts share."
+        )
 
 
 def _from_checkpoint(request: ModelRequest, checkpoint: Path) -> ModelRequest:
@@ -197,13 +271,14 @@ def _from_checkpoint(request: ModelRequest, checkpoint: Path) -> ModelRequest:
 
 
 @contextmanager
-def _nothing_without_checkpoint(plan: RunPlan) -> Iterator[None]:
+def _nothing_without_checkpoint(plan: RunPlan, processes: Processes) -> Iterator[None]:
     """Empty the folder of a new run that stops before its first checkpoint, so that it can be started again."""
     was_there = plan.folder.is_dir()
     try:
         yield
     except BaseException:
-        if plan.trains and not plan.resumes and not (plan.folder / "last").is_dir():
+        mine = processes.place.is_first and plan.trains
+        if mine and not plan.resumes and not (plan.folder / "last").is_dir():
             shutil.rmtree(plan.folder, ignore_errors=True)
             if was_there:
                 plan.folder.mkdir()

@@ -106,9 +106,9 @@ def test_an_index_of_other_passages_is_refused(
 
 
 def test_an_encoder_that_did_not_build_it_is_refused(source_folder: Path) -> None:
-    source = KnowledgeSource(source_folder)
-    assert source.manifest is not None
-    source.refuse_other_encoder(16, source.manifest.encoder_fingerprint, "a model")
+    source = KnowledgeSource(source_folder).info()
+    assert source.encoder_fingerprint
+    source.refuse_other_encoder(16, source.encoder_fingerprint, "a model")
     source.refuse_other_encoder(16, None, "a model")
     with pytest.raises(InputError, match=r"a model makes question vectors of 8 dimensions, but .* has 16"):
         source.refuse_other_encoder(8, None, "a model")

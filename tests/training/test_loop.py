@@ -18,6 +18,7 @@ from ragstone.encoders.load import save_encoder
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.processes.processes import OneProcess
 from ragstone.training.checkpoints import CheckpointKeeper
 from ragstone.training.hardware import accelerator_for
 from ragstone.training.loop import LoopSettings, Trainer, Validation
@@ -60,6 +61,7 @@ def train(tmp_path: Path, checkpoint_folder: Path, source_folder: Path, pairs_fo
             trainer = Trainer(
                 model,
                 accelerator,
+                OneProcess(),
                 CheckpointKeeper(folder),
                 loop,
                 optimization or OptimizerSettings(1e-2, weight_decay=0.01),

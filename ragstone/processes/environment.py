@@ -1,0 +1,54 @@
+"""What whoever started this process (torchrun, accelerate launch, ragstone itself) says about its place.
+
+Imports no torch: commands ask before they load anything.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ragstone.errors import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that were started together."""
+
+    rank: int = 0
+    """Among all, from 0."""
+    size: int = 1
+    """How many there are."""
+    local_rank: int = 0
+    """Among those on this host, from 0."""
+    local_size: int = 1
+    """How many there are on this host."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def place() -> Place:
+    """The place that the environment gives, in torchrun's variables; that of the only process where it gives none.
+
+    Raises:
+        InputError: WORLD_SIZE is above 1, but the rest is missing or makes no sense.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return Place()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = []
+    for name in names:
+        text = os.environ.get(name, "")
+        if not text.isdecimal():
+            raise InputError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {name} is {text!r}; start the processes with torchrun "
+                "or accelerate launch, or unset WORLD_SIZE."
+            )
+        values.append(int(text))
+    found = Place(*values)
+    if not (found.rank < found.size and found.local_rank < found.local_size <= found.size):
+        shown = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        raise InputError(f"The environment of this process contradicts itself: {shown}; start it with torchrun.")
+    return found

@@ -1,0 +1,157 @@
+"""A process group on torch.distributed: joined, used for messages, watched, left.
+
+Tensors of gradients go through the default group (gloo on CPUs, NCCL on GPUs). Messages go through a gloo group of
+their own, so that they neither need a GPU nor meet gradients on their way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from ragstone.errors import InputError, LostError
+from ragstone.processes.environment import Place, place
+from ragstone.processes.exchange import Bytes, gather_bytes, receive_bytes, send_bytes
+from ragstone.processes.processes import OneProcess, Processes
+from ragstone.processes.watch import Watch
+
+
+class ProcessGroup:
+    """See Processes. Get one from `joined`."""
+
+    def __init__(self, where: Place, group: Any, watch: Watch, timeout: float) -> None:
+        """`group` is a gloo group of all processes, whose messages take at most `timeout` seconds."""
+        self.place = where
+        self.timeout = timeout
+        self._group = group
+        self._watch = watch
+
+    def share(self, value: Any) -> Any:
+        """See Processes.share."""
+        return self.gather(value if self.place.is_first else None)[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """See Processes.gather."""
+        self._watch.advance()
+        return [json.loads(message) for message in gather_bytes(json.dumps(value).encode(), self._group)]
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """See Processes.on_first."""
+        outcome: dict[str, Any] = {}
+        if self.place.is_first:
+            try:
+                outcome = {"result": action()}
+            except InputError as error:
+                outcome = {"refused": str(error)}
+        outcome = self.share(outcome)
+        if "refused" in outcome:
+            raise InputError(outcome["refused"])
+        return outcome["result"]
+
+    def send(self, message: Bytes, to: int) -> None:
+        """Send bytes to the process of a rank, which must `receive` them."""
+        self._watch.advance()
+        send_bytes(message, to, self._group)
+
+    def receive(self, source: int) -> Bytes:
+        """Receive the bytes that the process of a rank sends."""
+        self._watch.advance()
+        return receive_bytes(source, self._group)
+
+    def explain(self, error: RuntimeError) -> NoReturn:
+        """Raise what an error in a message means: which process is missing.
+
+        Raises:
+            LostError: one is.
+            RuntimeError: `error` itself, when it has nothing to do with messages.
+        """
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+            raise error
+        missing = self._watch.missing()
+        start = f"Rank {self.place.rank} waited in vain (time-out {self.timeout:g} s)"
+        if missing is None:
+            raise LostError(f"{start}: rank 0's host {_master()} cannot be reached; the run ends here.") from error
+        others = [rank for rank in missing if rank != self.place.rank]
+        if not others:
+            raise LostError(f"{start}, though every rank is alive: {str(error).splitlines()[0]}") from error
+        named = f"rank {others[0]} is" if len(others) == 1 else f"ranks {', '.join(map(str, others))} are"
+        raise LostError(f"{start}: {named} gone or stopped; the run ends here.") from error
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._watch.close()
+
+
+@contextmanager
+def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
+    """The processes that this one was started together with, for the length of a with-block.
+
+    Args:
+        device: what this process computes on.
+        timeout: seconds that a message may take.
+
+    Raises:
+        LostError: from within the with-block, for an error in a message, which names the missing process.
+    """
+    where = place()
+    if where.size == 1:
+        yield OneProcess()
+        return
+    _speak_where_the_master_is()
+    limit = timedelta(seconds=timeout)
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=PrefixStore("run", store), rank=rank, world_size=size, timeout=limit)
+        messages = dist.new_group(backend="gloo", timeout=limit)
+    except RuntimeError as error:
+        raise LostError(
+            f"Rank {where.rank} of {where.size} could not meet the others at {_master()} within {timeout:g} s "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    group = ProcessGroup(where, messages, Watch(PrefixStore("watch", store.clone()), rank, size), timeout)
+    try:
+        yield group
+    except RuntimeError as error:
+        group.explain(error)
+    else:
+        group.close()
+        dist.destroy_process_group()
+
+
+def _speak_where_the_master_is() -> None:
+    """Let gloo and NCCL use the network interface that leads to the first process, which the kernel's routes tell.
+
+    Left alone, gloo takes whatever address the host's name has, on many machines one that no other host reaches. What
+    the user set stays.
+    """
+    import psutil
+
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        # Nothing is sent: a datagram socket that is connected only has its route chosen.
+        probe.connect(address)
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address == own for found in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+            if name != "lo":
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return
+
+
+def _master() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

@@ -1,0 +1,132 @@
+"""Starting the processes of a run on this machine, through torch's elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from ragstone.errors import InputError, LostError
+from ragstone.interrupt import stop_like_interrupt
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+LOOPBACK = "127.0.0.1"
+SECONDS_TO_STOP = 15
+"""That a process has to clean up before it is killed."""
+LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def launch(work: Callable[[S], R], settings: S, processes: int, port: int | None = None) -> R:
+    """Run `work(settings)` in so many processes, and return what it returned in the first.
+
+    Args:
+        work: a function that a new process can import.
+        settings: what it gets; it travels by pickle.
+        processes: how many; the environment of each says which it is (see environment.place).
+        port: at which they meet on this machine; a free one where None.
+
+    Raises:
+        InputError, LostError: what `work` raised first in any of them, or one of them was killed. The others are
+            stopped.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="ragstone-processes-") as folder, _quiet(), _own_threads(processes):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id="ragstone",
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{LOOPBACK}:{port or 0}",
+            local_addr=LOOPBACK,
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            shutdown_timeout=SECONDS_TO_STOP,
+        )
+        try:
+            results: dict[int, R] = elastic_launch(config, _work)(work, settings)
+        except ChildFailedError as error:
+            _tell(error.failures)
+        except SignalException as error:
+            raise KeyboardInterrupt from error
+    return results[0]
+
+
+def _work(work: Callable[[S], R], settings: S) -> R | None:
+    """What a started process does. What goes wrong is written down for the one that started it."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    try:
+        with stop_like_interrupt():
+            return record(work)(settings)
+    except (InputError, LostError):
+        sys.exit(1)
+
+
+def _tell(failures: Mapping[int, Any]) -> NoReturn:
+    """Raise the failure that came first as the error that it was.
+
+    One that was killed comes before those that then missed it.
+    """
+    ranked = sorted(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp, item[0]))
+    rank, failure = ranked[0]
+    if failure.exitcode < 0:
+        raise LostError(
+            f"Rank {rank} (process {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}; the others "
+            "were stopped."
+        )
+    message = failure.error_file_data["message"]
+    text = message["message"] if isinstance(message, dict) else str(message)
+    for kind in (InputError, LostError):
+        name, _, sentence = text.partition(": ")
+        if name == kind.__name__:
+            raise kind(sentence)
+    trace = message.get("extraInfo", {}).get("py_callstack", "") if isinstance(message, dict) else ""
+    raise RuntimeError(f"Rank {rank} failed: {text}\n{trace}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the launcher from logging what is raised anyway, and give its signal handlers back."""
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.startswith(LOGGERS) and isinstance(logger, logging.Logger)
+    ]
+    levels = [logger.level for logger in loggers]
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for number, handler in handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _own_threads(processes: int) -> Iterator[None]:
+    """Divide the cores among the processes that are started, unless the user has said how many threads each takes."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]

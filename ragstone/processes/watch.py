@@ -1,0 +1,105 @@
+"""Which process of a run is missing, when a message between them fails.
+
+Every process writes a beat into the run's store once a second: how often it has written, and how many exchanges it has
+come to. A process that is dead or stopped no longer beats; one that hangs elsewhere has come less far than the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+INTERVAL = 1.0
+"""Seconds between two beats."""
+PATIENCE = 4.0
+"""Seconds in which a living process must have beaten, and in which the store must answer."""
+
+
+class Beat(NamedTuple):
+    """What a process has written last."""
+
+    beats: int
+    position: int
+
+
+class Watch:
+    """This process's beat, and a look at those of the others."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        """`store` is torch's, shared by the run's processes and reached by nobody else through this object."""
+        self._store = store
+        self._store.set_timeout(timedelta(seconds=PATIENCE))
+        self._rank = rank
+        self._size = size
+        self._position = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="watch", daemon=True)
+        self._thread.start()
+
+    def advance(self) -> None:
+        """This process has come to its next exchange."""
+        self._position += 1
+
+    def close(self) -> None:
+        """Stop beating."""
+        self._ended.set()
+        self._thread.join(PATIENCE)
+
+    def missing(self) -> list[int] | None:
+        """The ranks that nothing more comes from; None where the store does not answer. Takes PATIENCE seconds."""
+        before = self._look()
+        if before is None:
+            return None
+        time.sleep(PATIENCE)
+        after = self._look()
+        return None if after is None else missing_ranks(before, after)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._ended.is_set():
+            count += 1
+            try:
+                self._store.set(_key(self._rank), f"{count} {self._position}")
+            except RuntimeError:
+                # The store has gone: the run is ending, or its first host is out of reach.
+                return
+            self._ended.wait(INTERVAL)
+
+    def _look(self) -> list[Beat | None] | None:
+        """All beats by rank. In a thread of its own, since a store behind a cut link never answers."""
+        found: list[Beat | None] = []
+
+        def read() -> None:
+            try:
+                for rank in range(self._size):
+                    key = _key(rank)
+                    words = self._store.get(key).split() if self._store.check([key]) else None
+                    found.append(None if words is None else Beat(int(words[0]), int(words[1])))
+            except RuntimeError:
+                return
+
+        reader = threading.Thread(target=read, name="look", daemon=True)
+        reader.start()
+        reader.join(PATIENCE)
+        return found if len(found) == self._size else None
+
+
+def missing_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> list[int]:
+    """The ranks whose beat stands still between two looks; where all beat, those that have come less far than others.
+
+    Args:
+        before: beats by rank; None for one that has never beaten.
+        after: the same, PATIENCE seconds later.
+    """
+    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if new is None or old == new]
+    if silent:
+        return silent
+    positions = [beat.position for beat in after if beat is not None]
+    return [rank for rank, position in enumerate(positions) if position < max(positions)]
+
+
+def _key(rank: int) -> str:
+    return f"beat/{rank}"

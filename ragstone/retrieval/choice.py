@@ -1,0 +1,56 @@
+"""Which place of retrieval a run's settings mean: the one spot where a backend's name becomes a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from ragstone.processes.group import ProcessGroup
+from ragstone.processes.processes import Processes
+from ragstone.processes.ray_cluster import AUTO, RayCluster
+from ragstone.retrieval.place import IndexDevice, InEveryProcess, InFirstProcess, RetrievalPlace
+
+Backend = Literal["pytorch", "ray"]
+"""In the words of the reference."""
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """As a user gives them."""
+
+    backend: Backend = "pytorch"
+    """pytorch: the first process searches, for the others too; ray: Ray workers do."""
+    ray_address: str = AUTO
+    workers: int = 1
+    """Ray workers, of each part of the source."""
+    parts: int = 1
+    """Parts that the source is divided into, for Ray workers."""
+    device: IndexDevice = "cpu"
+
+
+@contextmanager
+def connected(settings: RetrievalSettings, processes: Processes) -> Iterator[None]:
+    """What the place of retrieval needs for as long as a run lasts: with Ray, a cluster that all are connected to."""
+    if settings.backend != "ray":
+        yield
+        return
+    if processes.place.is_first:
+        with RayCluster(settings.ray_address) as cluster:
+            processes.share(cluster.contact)
+            yield
+    else:
+        with RayCluster(contact=processes.share(None)):
+            yield
+
+
+def retrieval_place(settings: RetrievalSettings, processes: Processes, timeout: float) -> RetrievalPlace:
+    """The place that `settings` mean for a run of `processes`; `timeout` in seconds."""
+    if settings.backend == "ray":
+        from ragstone.retrieval.ray_retriever import InRayWorkers
+
+        return InRayWorkers(processes, settings.workers, settings.parts, settings.device, timeout)
+    if isinstance(processes, ProcessGroup):
+        return InFirstProcess(processes, settings.device)
+    return InEveryProcess(settings.device)

@@ -1,0 +1,88 @@
+"""Where retrieval takes place: in every process, in the first one for all, or in Ray workers. Chosen once per run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from ragstone.index.exact_range import DeviceRange, ExactRange, Searcher, divide
+from ragstone.knowledge.source import KnowledgeSource, SourceInfo
+from ragstone.processes.group import ProcessGroup
+from ragstone.retrieval.gathered import GatheredRetriever
+from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.retriever import Retriever
+
+IndexDevice = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """Where a knowledge source is."""
+
+    passages_path: str
+    """Its folder, or the passages folder in it."""
+    index_path: str | None = None
+    """The index file, if it is not beside the passages."""
+
+    @property
+    def index(self) -> Path | None:
+        return None if self.index_path is None else Path(self.index_path)
+
+
+class RetrievalPlace(Protocol):
+    """Opens a knowledge source where it is to be searched."""
+
+    def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
+        """The source's description and what retrieves from it. With several processes, all call it.
+
+        Raises:
+            InputError: no knowledge source.
+        """
+
+
+@dataclass(frozen=True)
+class InEveryProcess:
+    """Each process opens the source itself; on one host the memory map is shared."""
+
+    device: IndexDevice = "cpu"
+    """cuda: exact search over a copy of all vectors on this process's GPU, whatever the index."""
+
+    def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
+        """See RetrievalPlace.open."""
+        source = KnowledgeSource(Path(location.passages_path), location.index)
+        return source.info(), LocalRetriever(source, exact_part(source, 0, 1, self.device))
+
+
+@dataclass(frozen=True)
+class InFirstProcess:
+    """The first process alone opens the source."""
+
+    processes: ProcessGroup
+    device: IndexDevice = "cpu"
+
+    def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
+        """See RetrievalPlace.open."""
+        opened: list[Retriever] = []
+
+        def open_here() -> dict[str, object]:
+            info, retriever = InEveryProcess(self.device).open(location)
+            opened.append(retriever)
+            return dataclasses.asdict(info)
+
+        info = SourceInfo(**self.processes.on_first(open_here))
+        return info, GatheredRetriever(self.processes, opened[0] if opened else None)
+
+
+def exact_part(source: KnowledgeSource, part: int, parts: int, device: IndexDevice) -> Searcher | None:
+    """What searches part number `part` of `parts` of a source exactly; None where the source's own index does."""
+    if parts == 1 and device == "cpu":
+        return None
+    first, last = divide(len(source), parts)[part]
+    chunks = source.vectors(first, last)
+    if device == "cuda":
+        return DeviceRange(chunks, first, torch.device("cuda", torch.cuda.current_device()))
+    return ExactRange(chunks, first)

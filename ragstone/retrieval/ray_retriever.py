@@ -1,0 +1,236 @@
+"""Retrieval by Ray workers: whoever asks sends its question vectors to the worker that has least to do.
+
+Ray replaces a worker that died and repeats its request. A part of a divided source is served by a crew of workers; an
+undivided source has one crew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ragstone.errors import InputError, LostError
+from ragstone.index.exact_range import best_of
+from ragstone.knowledge.source import SourceInfo
+from ragstone.processes.processes import Processes
+from ragstone.retrieval.message import decode
+from ragstone.retrieval.place import IndexDevice, SourceLocation
+from ragstone.retrieval.ray_worker import RetrievalWorker
+from ragstone.retrieval.retriever import Retriever
+from ragstone.types import NO_PASSAGE, FloatArray, Retrieved
+
+NAMESPACE = "ragstone"
+
+
+@dataclass(frozen=True)
+class InRayWorkers:
+    """Workers of the Ray cluster that all processes are connected to open the source, each in a process of its own."""
+
+    processes: Processes
+    workers: int = 1
+    """Of each part."""
+    parts: int = 1
+    """Parts that the source is divided into, each searched exactly."""
+    device: IndexDevice = "cpu"
+    timeout: float = 600.0
+    """Seconds in which a request must be answered, the replacement of a worker included."""
+
+    def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
+        """See RetrievalPlace.open. The first process starts the workers; the others find them by name."""
+        run = self.processes.share(uuid.uuid4().hex[:12])
+        # Held as long as the retriever: a named worker ends with its last handle.
+        held = self._start(location, run) if self.processes.place.is_first else []
+        self.processes.share(None)
+        crews = [Crew(self._names(run, part), self._board_name(run, part), self.timeout) for part in range(self.parts)]
+        info = SourceInfo(**self.processes.on_first(lambda: crews[0].call("info")))
+        return info, RayRetriever(crews, info.dimension, held)
+
+    def _start(self, location: SourceLocation, run: str) -> list[Any]:
+        import ray
+
+        hosts = sum(node["Alive"] for node in ray.nodes())
+        here = math.ceil(self.workers * self.parts / hosts)
+        lasting: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "namespace": NAMESPACE}
+        searching = {"num_gpus": int(self.device == "cuda"), "scheduling_strategy": "SPREAD"}
+        worker: Any = ray.remote(RetrievalWorker)
+        board: Any = ray.remote(Board)
+        held = []
+        for part in range(self.parts):
+            for name in self._names(run, part):
+                options = {**lasting, **searching, "name": name}
+                held.append(worker.options(**options).remote(location, part, self.parts, self.device, here))
+            if self.workers > 1:
+                options = {**lasting, "name": self._board_name(run, part)}
+                held.append(board.options(**options).remote(self.workers))
+        return held
+
+    def _crew(self, run: str, part: int) -> Crew:
+        return Crew(self._names(run, part), self._board_name(run, part), self.timeout)
+
+    def _names(self, run: str, part: int) -> list[str]:
+        return [f"{run}-part{part}-worker{number}" for number in range(self.workers)]
+
+    def _board_name(self, run: str, part: int) -> str | None:
+        return f"{run}-part{part}-board" if self.workers > 1 else None
+
+
+class Board:
+    """Becomes a Ray actor: what each worker of a crew has to do, for all the processes that ask them."""
+
+    def __init__(self, workers: int) -> None:
+        self._requests = [0] * workers
+
+    def take(self, usable: Sequence[int]) -> int:
+        """The worker among `usable` that has least to do; one request more is counted for it."""
+        number = min(usable, key=lambda worker: self._requests[worker])
+        self._requests[number] += 1
+        return number
+
+    def release(self, number: int) -> None:
+        """A request of the worker is done."""
+        self._requests[number] -= 1
+
+
+@dataclass
+class Call:
+    """A request on its way."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    began: float
+    worker: int = -1
+    answer: Any = None
+
+
+class Crew:
+    """The workers that serve one part of a source."""
+
+    def __init__(self, names: Sequence[str], board: str | None, timeout: float) -> None:
+        """Find the workers and their board (None: there is one worker) by name.
+
+        Raises:
+            LostError: they are not there.
+        """
+        import ray
+
+        try:
+            self._workers: list[Any] = [ray.get_actor(name, NAMESPACE) for name in names]
+            self._board: Any = None if board is None else ray.get_actor(board, NAMESPACE)
+        except ValueError as error:
+            raise LostError(f"The retrieval workers are not in the Ray cluster any more ({error}).") from error
+        self._gone: dict[int, str] = {}
+        self._timeout = timeout
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Let a worker do `method`, and wait for the answer.
+
+        Raises:
+            InputError: raised by the worker.
+            LostError: all workers are gone for good, or none has answered in time.
+        """
+        return self.finish(self.start(method, *arguments))
+
+    def start(self, method: str, *arguments: Any) -> Call:
+        """Send a request to the least busy worker."""
+        call = Call(method, arguments, time.monotonic())
+        self._send(call)
+        return call
+
+    def finish(self, call: Call) -> Any:
+        """Wait for the answer to a request; see `call`."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        while True:
+            try:
+                answer = ray.get(call.answer, timeout=max(0.1, call.began + self._timeout - time.monotonic()))
+            except GetTimeoutError as error:
+                raise self._lost("none answered within it") from error
+            except RayTaskError as error:
+                self._release(call)
+                if isinstance(error.cause, InputError):
+                    raise InputError(str(error.cause)) from error
+                raise
+            except RayActorError as error:
+                self._gone[call.worker] = str(error).strip().splitlines()[0]
+                self._send(call)
+            else:
+                self._release(call)
+                return answer
+
+    def _send(self, call: Call) -> None:
+        usable = [number for number in range(len(self._workers)) if number not in self._gone]
+        if not usable:
+            raise self._lost(next(iter(self._gone.values())))
+        call.worker = usable[0] if self._board is None else self._take(usable)
+        call.answer = getattr(self._workers[call.worker], call.method).remote(*call.arguments)
+
+    def _take(self, usable: list[int]) -> int:
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        try:
+            return int(ray.get(self._board.take.remote(usable), timeout=self._timeout))
+        except (GetTimeoutError, RayActorError) as error:
+            raise self._lost("the board that divides the work among them is gone") from error
+
+    def _release(self, call: Call) -> None:
+        if self._board is not None:
+            # Nobody waits for this.
+            self._board.release.remote(call.worker)
+
+    def _lost(self, reason: str) -> LostError:
+        count = len(self._workers)
+        workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+        return LostError(
+            f"{workers} not answer any more (time-out {self._timeout:g} s): {reason}; see `ray status`, and resume the "
+            "run with --resume."
+        )
+
+
+class RayRetriever:
+    """Asks the crews; merges what those of several parts found."""
+
+    def __init__(self, crews: Sequence[Crew], dimension: int, held: Sequence[Any]) -> None:
+        """`held` are handles that keep the workers alive, in the process that started them."""
+        self._crews = crews
+        self._dimension = dimension
+        self._held = list(held)
+
+    def retrieve(self, vectors: FloatArray, n_docs: int) -> Retrieved:
+        """See Retriever.retrieve."""
+        if len(vectors) == 0:
+            return self._empty(np.empty((0, n_docs), np.int64))
+        if len(self._crews) == 1:
+            return decode(self._crews[0].call("retrieve", vectors, n_docs))
+        searches = [crew.start("search", vectors, n_docs) for crew in self._crews]
+        found = [crew.finish(search) for crew, search in zip(self._crews, searches, strict=True)]
+        _, ids = best_of(found, n_docs)
+        # Each part fetches the passages that it has; the others' places stay empty.
+        parts = [np.where(np.isin(ids, part), ids, -1) for _, part in found]
+        fetches = [crew.start("fetch", part) for crew, part in zip(self._crews, parts, strict=True)]
+        merged = self._empty(ids)
+        for crew, fetch, part in zip(self._crews, fetches, parts, strict=True):
+            fetched = decode(crew.finish(fetch))
+            for row, column in np.argwhere(part >= 0):
+                merged.vectors[row, column] = fetched.vectors[row, column]
+                merged.passages[row][column] = fetched.passages[row][column]
+        return merged
+
+    def close(self) -> None:
+        """See Retriever.close: lets the workers go."""
+        import ray
+
+        for actor in self._held:
+            ray.kill(actor)
+        self._held.clear()
+
+    def _empty(self, ids: np.ndarray) -> Retrieved:
+        vectors = np.zeros((*ids.shape, self._dimension), dtype=np.float32)
+        return Retrieved(ids, vectors, [[NO_PASSAGE] * ids.shape[1] for _ in ids])

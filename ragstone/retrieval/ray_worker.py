@@ -1,0 +1,63 @@
+"""What runs in a Ray worker: a knowledge source, opened memory-mapped, or a part of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragstone.knowledge.source import KnowledgeSource
+from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.message import Message, encode
+from ragstone.retrieval.place import IndexDevice, SourceLocation, exact_part
+from ragstone.types import FloatArray, IntArray
+
+
+class RetrievalWorker:
+    """Becomes a Ray actor. The source is opened at the first request, and so again after the worker was replaced."""
+
+    def __init__(self, location: SourceLocation, part: int, parts: int, device: IndexDevice, workers_here: int) -> None:
+        """Serve part number `part` of `parts`, beside `workers_here` others of its kind on the host."""
+        self._location = location
+        self._part = part
+        self._parts = parts
+        self._device = device
+        self._threads = max(1, (os.cpu_count() or 1) // workers_here)
+        self._opened: LocalRetriever | None = None
+
+    def info(self) -> dict[str, Any]:
+        """The fields of the source's SourceInfo.
+
+        Raises:
+            InputError: it cannot be opened.
+        """
+        return dataclasses.asdict(self._retriever().source.info())
+
+    def retrieve(self, vectors: FloatArray, n_docs: int) -> Message:
+        """See Retriever.retrieve; the answer as a message."""
+        return encode(self._retriever().retrieve(vectors, n_docs))
+
+    def search(self, vectors: FloatArray, n_docs: int) -> tuple[FloatArray, IntArray]:
+        """Scores [B, N] and ids [B, N] of the best of this part."""
+        return self._retriever().searcher.search(vectors, n_docs)
+
+    def fetch(self, ids: IntArray) -> Message:
+        """The passages of `ids` [B, N], as a message."""
+        return encode(self._retriever().fetch(np.array(ids)))
+
+    def process(self) -> int:
+        """The number of the worker's process."""
+        return os.getpid()
+
+    def _retriever(self) -> LocalRetriever:
+        if self._opened is None:
+            import faiss
+
+            # Ray sets one thread; a search may take the share of the host that is the worker's.
+            faiss.omp_set_num_threads(self._threads)
+            source = KnowledgeSource(Path(self._location.passages_path), self._location.index)
+            self._opened = LocalRetriever(source, exact_part(source, self._part, self._parts, self._device))
+        return self._opened

@@ -1,0 +1,198 @@
+"""Where a run's processes, models and index go: planned, checked and shown before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ragstone.errors import InputError
+from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
+from ragstone.processes.environment import Place
+from ragstone.processes.ray_cluster import AUTO, refuse_without_ray
+from ragstone.retrieval.choice import RetrievalSettings
+from ragstone.training.hardware import Precision
+
+BYTES_PER_WEIGHT = 16
+"""float32 weight and gradient, and AdamW's two averages."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks for."""
+
+    gpus: int | None = None
+    num_processes: int | None = None
+    precision: Precision = "no"
+    retrieval: RetrievalSettings | None = None
+    """None for a model that retrieves nothing."""
+    model: str = ""
+    """Folder or hub name."""
+    passages_path: str | None = None
+    index_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What comes of it."""
+
+    processes: int
+    """All of them."""
+    starts: bool
+    """Whether they are still to be started, on this host."""
+    lines: list[str]
+    """The plan for people: a heading and what stands under it."""
+
+
+def plan_placement(wishes: Wishes, place: Place) -> Placement:
+    """Plan and check a run.
+
+    Args:
+        wishes: what is asked for.
+        place: of this process; with a size above 1 the processes are there already.
+
+    Raises:
+        InputError: GPUs, Ray or memory that are not there, or numbers that contradict each other.
+    """
+    gpus = _gpus(wishes, place)
+    here = place.local_size if place.size > 1 else max(1, gpus if gpus else wishes.num_processes or 1)
+    processes = place.size if place.size > 1 else here
+    device = "GPU" if gpus else "CPU"
+    lines = [f"processes  {_processes(processes, here, device)}"]
+    retrieval = wishes.retrieval
+    index = None if retrieval is None else _index_bytes(wishes)
+    if retrieval is not None:
+        _check_retrieval(retrieval, gpus, index)
+        lines.append(f"retrieval  {_retrieval(retrieval, processes)}")
+    lines.append(f"memory     {_memory(wishes, here, gpus, index)}")
+    return Placement(processes, place.size == 1 and here > 1, lines)
+
+
+def _gpus(wishes: Wishes, place: Place) -> int:
+    """GPUs to use on this host: 0 is the CPU."""
+    there = torch.cuda.device_count()
+    gpus, processes = wishes.gpus, wishes.num_processes
+    if gpus is not None and gpus > there:
+        raise InputError(f"--gpus {gpus}: this machine has {there} GPUs that torch can use; give at most that.")
+    if place.size > 1:
+        for name, value in (("gpus", gpus), ("num_processes", processes)):
+            if value and value != place.local_size:
+                raise InputError(
+                    f"--{name} {value}: {place.local_size} processes were started on this host; leave --{name} out."
+                )
+        gpus = 0 if gpus == 0 or there == 0 else place.local_size
+        if gpus > there:
+            raise InputError(
+                f"{gpus} processes were started on this host, which has {there} GPUs; start one for each GPU, or give "
+                "--gpus 0."
+            )
+    elif gpus is None:
+        if there and processes is not None:
+            raise InputError(
+                f"--num_processes {processes} is for CPUs; give --gpus 0 with it, or --gpus for a process per GPU."
+            )
+        gpus = min(1, there)
+    elif gpus and processes not in (None, gpus):
+        raise InputError(f"--num_processes {processes} is for CPUs; --gpus {gpus} starts a process per GPU.")
+    if wishes.precision == "fp16" and gpus == 0:
+        raise InputError("--fp16 needs a GPU; on a CPU take --bf16, or leave the precision alone.")
+    return gpus
+
+
+def _check_retrieval(retrieval: RetrievalSettings, gpus: int, index: int | None) -> None:
+    if retrieval.backend == "ray":
+        refuse_without_ray("--distributed_retriever ray")
+        return
+    for name, value in (("num_retrieval_workers", retrieval.workers), ("index_shards", retrieval.parts)):
+        if value > 1:
+            raise InputError(f"--{name} {value} needs --distributed_retriever ray, whose workers it counts.")
+    if retrieval.ray_address != AUTO:
+        raise InputError(f"--ray_address {retrieval.ray_address} needs --distributed_retriever ray.")
+    if retrieval.device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("--index_device cuda: this machine has no GPU that torch can use; leave it out.")
+        free, _ = torch.cuda.mem_get_info()
+        if gpus and index is not None and index > free:
+            raise InputError(
+                f"--index_device cuda: the vectors take {_size(index)}, and the GPU has {_size(free)} free; leave it "
+                "out, or divide them with --index_shards."
+            )
+
+
+def _processes(processes: int, here: int, device: str) -> str:
+    if processes == 1:
+        return f"1, on the {device}"
+    meaning = "gradients by NCCL" if device == "GPU" else "gradients by gloo"
+    elsewhere = "" if here == processes else f", {here} of them on this host"
+    return f"{processes}{elsewhere}, each on {'a GPU' if device == 'GPU' else 'the CPU'}; {meaning}"
+
+
+def _retrieval(retrieval: RetrievalSettings, processes: int) -> str:
+    where = "on a GPU" if retrieval.device == "cuda" else "memory-mapped"
+    if retrieval.backend == "ray":
+        count = retrieval.workers * retrieval.parts
+        divided = f" for {retrieval.parts} parts of the source" if retrieval.parts > 1 else ""
+        cluster = "the running cluster, or a local one" if retrieval.ray_address == AUTO else retrieval.ray_address
+        return f"{count} Ray worker{'s' if count > 1 else ''}{divided}, index {where} in each; {cluster}"
+    if processes > 1:
+        return f"rank 0 searches for all; index {where} there alone"
+    return f"in the process itself; index {where}"
+
+
+def _memory(wishes: Wishes, here: int, gpus: int, index: int | None) -> str:
+    weights = _weights(Path(wishes.model))
+    parts = []
+    if weights is None:
+        parts.append("model not here yet, so its size is unknown")
+    else:
+        needed = BYTES_PER_WEIGHT * weights
+        parts.append(f"{_size(needed)} a process for weights, gradients and optimiser, activations besides")
+        total, free, what = needed * here, psutil.virtual_memory().available, "memory"
+        if gpus:
+            total, free, what = needed, torch.cuda.mem_get_info()[0], "memory on the GPU"
+        if total > free:
+            raise InputError(
+                f"Training {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
+                "fewer processes, a smaller model or a larger machine."
+            )
+    if index is not None:
+        parts.append(f"index {_size(index)}")
+    return "; ".join(parts)
+
+
+def _weights(model: Path) -> int | None:
+    """How many weights a folder's files hold; None where it is no folder, but a name on the hub."""
+    from safetensors import safe_open
+
+    files = sorted(model.glob("*.safetensors"))
+    if not files:
+        sizes = [path.stat().st_size // 4 for path in model.glob("pytorch_model*.bin")]
+        return sum(sizes) or None
+    count = 0
+    for path in files:
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                size = 1
+                for length in weights.get_slice(name).get_shape():
+                    size *= length
+                count += size
+    return count
+
+
+def _index_bytes(wishes: Wishes) -> int | None:
+    """Bytes of the index file, if it is on this host."""
+    if wishes.index_path is not None:
+        path = Path(wishes.index_path)
+    elif wishes.passages_path is not None:
+        folder = Path(wishes.passages_path)
+        path = (folder if (folder / PASSAGES_NAME).is_dir() else folder.parent) / INDEX_NAME
+    else:
+        return None
+    return path.stat().st_size if path.is_file() else None
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
