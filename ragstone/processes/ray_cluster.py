@@ -17,6 +17,8 @@ from ragstone.errors import InputError
 
 AUTH_MODE = "RAY_AUTH_MODE"
 """The environment variable that says whether Ray's processes prove themselves by a token."""
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+"""The environment variable that says what Ray's core puts on standard error."""
 Contact = tuple[str, str | None]
 """Address of a cluster, and its authentication mode."""
 AUTO = "auto"
@@ -70,7 +72,7 @@ class RayCluster:
         running = _running(address)
         named_auto = address == AUTO and "RAY_ADDRESS" not in os.environ
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        with _sigterm_as_it_was():
+        with _sigterm_as_it_was(), _quiet_core():
             if running is None:
                 ray.init(address="local", include_dashboard=False, **quiet)
             else:
@@ -116,8 +118,11 @@ class RayCluster:
 def _show_token() -> None:
     """Let Ray prove itself by the user's token wherever it connects, if there is one; clusters without ask for none.
 
-    Ray does so of itself where it finds the cluster, but not where it is given an address.
+    Ray does so of itself where it finds the cluster, but not where it is given an address. It looks at the variable
+    when it is imported; changed later, it would only divide this process from those that it starts.
     """
+    if "ray" in sys.modules:
+        return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
         os.environ.setdefault(AUTH_MODE, "token")
@@ -188,3 +193,25 @@ def _sigterm_as_it_was() -> Iterator[None]:
         # None is a handler that no Python code has set, nor can set.
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep off standard error what Ray's core, which is not Python, says there; a user gets to know it by exceptions.
+
+    The core reads the variable when it starts, and says that it did: hence nothing at all is let through meanwhile.
+    """
+    chosen = os.environ.get(LOG_LEVEL)
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.environ[LOG_LEVEL] = chosen or "fatal"
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        if chosen is None:
+            del os.environ[LOG_LEVEL]

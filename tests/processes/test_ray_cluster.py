@@ -68,20 +68,21 @@ def listens(address: str) -> bool:
     return True
 
 
-def connect(environment: dict[str, str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """What a process that connects tells, and its standard error."""
-    command = [sys.executable, "-W", "error", "-c", CONNECT, *arguments]
+def connect(environment: dict[str, str], *arguments: str, first: str = "") -> tuple[dict[str, Any], str]:
+    """What a process that runs `first` and then connects tells, and its standard error."""
+    command = [sys.executable, "-W", "error", "-c", first + CONNECT, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
 
-def test_where_none_runs_a_local_one_is_started_and_ends(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("first", ["", "import ray"])
+def test_where_none_runs_a_local_one_is_started_and_ends(environment: dict[str, str], first: str) -> None:
     # Ray remembers a cluster that was killed. The one of the tests below is not there yet.
     folder = Path(environment["RAY_TMPDIR"]) / "ray"
     folder.mkdir(exist_ok=True)
     (folder / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
-    told, err = connect(environment)
+    told, err = connect(environment, first=first)
     address = told["address"]
     assert told == {"address": address, "started": True, "sum": 3, "handler kept": True, "connected": False}
     assert err == f"No Ray cluster is running here; a local one was started ({address}).\n"
