@@ -31,10 +31,12 @@ def test_the_question_is_made_of_the_passage_and_leaves_the_answer_out(seed: int
     assert cloze is not None
     assert cloze.answer in TEXT
     assert 1 <= len(cloze.answer.split()) <= 4
-    rest = [word for word in cloze.question.split() if word not in TEXT.split()]
+    title, *words = cloze.question.split()
+    assert title == "Bridge"
+    rest = [word for word in words if word not in TEXT.split()]
     asked = {"who", "what", "which", "where", "when", "how", "many"}
     assert set(rest) <= asked
-    assert asked & set(cloze.question.split())
+    assert asked & set(words)
 
 
 def test_years_are_asked_with_when_and_numbers_with_how_many() -> None:
@@ -45,6 +47,12 @@ def test_years_are_asked_with_when_and_numbers_with_how_many() -> None:
     }
     assert "when" in questions["1851"].split()
     assert "how many" in questions["320"]
+
+
+def test_nothing_is_asked_that_the_title_tells() -> None:
+    clozes = [make_cloze(Passage(0, "The life of Ada Brook", TEXT), random.Random(seed)) for seed in range(100)]
+    assert {cloze.answer for cloze in clozes if cloze is not None} & {"1851", "Lisk"}
+    assert "Ada Brook" not in {cloze.answer for cloze in clozes if cloze is not None}
 
 
 def test_a_short_passage_gives_none() -> None:
