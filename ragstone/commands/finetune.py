@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.knowledge.index_name import refuse_published_index
 from ragstone.processes.environment import place
 from ragstone.settings import plain_settings, save_settings
 
@@ -196,6 +197,7 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
+        refuse_published_index(self.index_name, self.passages_path)
         for name in ("n_train", "n_val", "n_test", "max_steps"):
             if getattr(self, name) == 0:
                 raise InputError(f"--{name} is 0, which leaves nothing to do; a negative number means all.")
@@ -354,7 +356,8 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
     if place().is_first and (placement.processes > 1 or settings.distributed_retriever == "ray"):
         print("\n".join(placement.lines), file=sys.stderr)
     if placement.starts:
-        return launch(_finetune, settings, placement.processes, settings.distributed_port)
+        port = None if settings.distributed_port == -1 else settings.distributed_port
+        return launch(_finetune, settings, placement.processes, port)
     return _finetune(settings)
 
 

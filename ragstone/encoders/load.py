@@ -42,7 +42,7 @@ def load_encoder(
         InputError: neither a folder nor reachable, no encoder, another pooling than a DPR model's own, or weights
             missing and `allow_new_weights` is false.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = pretrained(AutoConfig, name_or_path, "config.json", cache_dir=cache_dir)
     settings = recorded_settings(config, side, name_or_path, cache_dir)
@@ -54,7 +54,7 @@ def load_encoder(
         normalize=settings.normalize if normalize is None else normalize,
         prompt=settings.prompt if prompt is None else prompt,
     )
-    tokenizer = pretrained(AutoTokenizer, tokenizer_name_or_path or name_or_path, "tokenizer", cache_dir=cache_dir)
+    tokenizer = pretrained_tokenizer(tokenizer_name_or_path or name_or_path, cache_dir=cache_dir)
     if tokenizer.pad_token is None:
         # Decoder-only models have none. The attention mask hides padding, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token
@@ -191,6 +191,21 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
             ) from error
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(f"The {what} in {name_or_path} cannot be read ({reason}); save it again.") from error
+
+
+def pretrained_tokenizer(name_or_path: str, what: str = "tokenizer", **options: Any) -> Any:
+    """AutoTokenizer.from_pretrained, which makes up a tokenizer without words where a folder has none of its files.
+
+    Raises:
+        InputError: names the model and the reason.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = pretrained(AutoTokenizer, name_or_path, what, **options)
+    # SentencePiece's sign for a blank is all that T5's and mBART's have besides.
+    if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
+        raise InputError(f"The {what} in {name_or_path} cannot be read (it has no vocabulary); save it again.")
+    return tokenizer
 
 
 def _read_json(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:

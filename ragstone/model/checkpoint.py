@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragstone.encoders.load import pretrained, recorded_settings, refuse_new_weights
+from ragstone.encoders.load import pretrained, pretrained_tokenizer, recorded_settings, refuse_new_weights
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.contexts import ContextFormat
@@ -76,7 +76,7 @@ def load_checkpoint(
     Raises:
         InputError: no RAG checkpoint, or one that lacks weights.
     """
-    from transformers import AutoConfig, AutoTokenizer, RagSequenceForGeneration
+    from transformers import AutoConfig, RagSequenceForGeneration
 
     config = pretrained(AutoConfig, config_name or name_or_path, "config.json", cache_dir=cache_dir)
     if config.model_type != "rag":
@@ -95,8 +95,9 @@ def load_checkpoint(
     refuse_new_weights(name_or_path, sorted(missing), allowed=False)
     tokenizers = {}
     for part in ("question_encoder", "generator"):
-        options = {"subfolder": f"{part}_tokenizer", "cache_dir": cache_dir}
-        tokenizers[part] = pretrained(AutoTokenizer, name_or_path, f"{part} tokenizer", **options)
+        # Older checkpoints' tokenizers do not say of which class they are; it follows from the model that they are for.
+        options = {"subfolder": f"{part}_tokenizer", "cache_dir": cache_dir, "config": getattr(config, part)}
+        tokenizers[part] = pretrained_tokenizer(name_or_path, f"{part} tokenizer", **options)
     generator = holder.rag.generator
     generation = own_settings(config).get("generation")
     if generation:

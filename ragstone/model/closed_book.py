@@ -5,7 +5,7 @@ Shapes: B questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class ClosedBook(nn.Module):
         context: ContextFormat,
         label_smoothing: float,
         max_target_length: int,
-        save: Callable[[ClosedBook, Path], None],
     ) -> None:
         super().__init__()
         self.generator_model = generator.model
@@ -53,7 +52,6 @@ class ClosedBook(nn.Module):
         self.context = context
         self._label_smoothing = label_smoothing
         self._max_target_length = max_target_length
-        self._save = save
 
     def forward(self, questions: Sequence[str], answers: Sequence[str]) -> BatchLoss:
         """See model.Model.__call__."""
@@ -88,8 +86,9 @@ class ClosedBook(nn.Module):
 
     def save(self, folder: Path) -> None:
         """See model.Model.save."""
-        record_context(self.generator_model.config, self.context)
-        self._save(self, folder)
+        record_context(self.generator.model.config, self.context)
+        self.generator.model.save_pretrained(folder)
+        self.generator.tokenizer.save_pretrained(folder)
 
     def fingerprint(self) -> str:
         """See model.Model.fingerprint."""

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragstone.encoders.load import PASSAGE_ENCODER_KEY, load_encoder, pretrained, refuse_new_weights
+from ragstone.encoders.load import (
+    PASSAGE_ENCODER_KEY,
+    load_encoder,
+    pretrained,
+    pretrained_tokenizer,
+    refuse_new_weights,
+)
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, save_checkpoint
@@ -38,7 +44,7 @@ def join_parts(parts: Parts) -> Checkpoint:
     Raises:
         InputError: a part cannot be read or lacks weights.
     """
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, RagConfig
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, RagConfig
 
     encoder = load_encoder(
         parts.question_encoder,
@@ -52,7 +58,7 @@ def join_parts(parts: Parts) -> Checkpoint:
         AutoModelForSeq2SeqLM, parts.generator, "generator weights", output_loading_info=True
     )
     refuse_new_weights(parts.generator, sorted(report["missing_keys"]), parts.allow_new_weights)
-    tokenizer = pretrained(AutoTokenizer, parts.generator_tokenizer or parts.generator, "generator tokenizer")
+    tokenizer = pretrained_tokenizer(parts.generator_tokenizer or parts.generator, "generator tokenizer")
     if len(tokenizer) > generator.config.vocab_size:
         raise InputError(
             f"The generator's tokenizer has {len(tokenizer)} tokens, but the generator {parts.generator} only "

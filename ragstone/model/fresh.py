@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ragstone.encoders.load import pretrained
+from ragstone.encoders.load import pretrained, pretrained_tokenizer
 from ragstone.errors import InputError
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -171,11 +171,11 @@ def _plain_tokenizer(name_or_path: str, rows: int) -> Any:
     Raises:
         InputError: it is not the tokenizer of an encoder with `rows` token embeddings.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    known = pretrained(AutoTokenizer, name_or_path, "tokenizer")
-    # An encoder may have more rows than tokens, to a round number. Saved without a tokenizer, it gets one of no words.
-    if not len(known.all_special_ids) < len(known) <= rows:
+    known = pretrained_tokenizer(name_or_path)
+    # An encoder may have more rows than tokens, to a round number.
+    if len(known) > rows:
         raise InputError(
             f"The tokenizer in {name_or_path} has {len(known)} tokens, but the encoder {rows}; save the encoder's own "
             "tokenizer with it."

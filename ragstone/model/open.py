@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ragstone.encoders.load import pretrained, refuse_new_weights
+from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
 from ragstone.knowledge.source import SourceInfo
 from ragstone.model.checkpoint import Checkpoint, change_config, load_checkpoint, save_checkpoint
-from ragstone.model.closed_book import ClosedBook
+from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
@@ -151,7 +151,7 @@ def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, folde
 
 
 def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     name, cache_dir = request.name_or_path, request.cache_dir
     if request.model_type is not None and request.model_type != model_type:
@@ -163,23 +163,18 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
         AutoModelForSeq2SeqLM, name, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
     )
     refuse_new_weights(name, sorted(report["missing_keys"]), allowed=False)
-    tokenizer = pretrained(AutoTokenizer, request.tokenizer_name or name, "tokenizer", cache_dir=cache_dir)
+    tokenizer = pretrained_tokenizer(request.tokenizer_name or name, cache_dir=cache_dir)
     if request.gradient_checkpointing:
         _checkpoint_gradients(model)
-
-    def save(closed_book: ClosedBook, folder: Path) -> None:
-        model.config.prefix = closed_book.context.prefix or None
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    length = request.max_source_length or 128
+    recorded = recorded_context(config)
+    if request.max_source_length is not None:
+        recorded = dataclasses.replace(recorded, max_length=request.max_source_length)
     closed_book = ClosedBook(
         Seq2SeqGenerator(model.float(), tokenizer),
         model_type,
-        context=_context(ContextFormat(prefix=getattr(config, "prefix", None) or "", max_length=length), request),
+        context=_context(recorded, request),
         label_smoothing=request.label_smoothing,
         max_target_length=request.max_target_length,
-        save=save,
     )
     return closed_book.to(request.device or best_device()).eval()
 

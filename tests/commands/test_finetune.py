@@ -102,6 +102,16 @@ def test_the_saved_settings_repeat_the_run(base: dict[str, Any], tmp_path: Path)
     assert predictions[0].count(b"\n") == 3
 
 
+def answers_of_eval(flags: dict[str, Any], folder: Path) -> bytes:
+    """What `ragstone eval` predicts for the test questions with the best checkpoint of the run in `folder`/run."""
+    data, predictions = flags["data_dir"], folder / "predictions.txt"
+    words = ["--model_name_or_path", str(folder / "run" / "best"), "--predictions_path", str(predictions)]
+    words += ["--evaluation_set", f"{data}/test.source", "--gold_data_path", f"{data}/test.target"]
+    words += ["--gold_data_mode", "ans", "--num_beams", "2", "--max_length", "8", "--precision", "fp32"]
+    assert main(["eval", *words]) == 0
+    return predictions.read_bytes()
+
+
 @pytest.mark.parametrize("model_type", ["rag_sequence", "rag_token"])
 def test_checkpoints_go_to_transformers_and_the_next_commands(
     base: dict[str, Any], model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -115,12 +125,7 @@ def test_checkpoints_go_to_transformers_and_the_next_commands(
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert loaded.config.n_docs == 3
-    data = base["data_dir"]
-    flags = ["--evaluation_set", f"{data}/test.source", "--gold_data_path", f"{data}/test.target"]
-    flags += ["--gold_data_mode", "ans", "--predictions_path", str(tmp_path / "predictions.txt")]
-    flags += ["--num_beams", "2", "--max_length", "8", "--precision", "fp32"]
-    assert main(["eval", "--model_name_or_path", best, *flags]) == 0
-    assert (tmp_path / "predictions.txt").read_bytes() == (tmp_path / "run" / "test_predictions.txt").read_bytes()
+    assert answers_of_eval(base, tmp_path) == (tmp_path / "run" / "test_predictions.txt").read_bytes()
     record = json.loads((tmp_path / "predictions.txt.json").read_text(encoding="utf-8"))
     assert model_type in str(record)
     capsys.readouterr()
@@ -148,6 +153,15 @@ def test_closed_book_baselines(
     gold = ["--gold_data_path", f"{data}/val.target", "--gold_data_mode", "ans"]
     flags_of_eval = ["--evaluation_set", f"{data}/val.source", *gold, "--predictions_path", str(tmp_path / "p.txt")]
     assert main(["eval", "--model_name_or_path", str(tmp_path / "run" / "best"), *flags_of_eval]) == 0
+
+
+def test_a_closed_book_is_evaluated_with_the_length_it_was_trained_with(
+    closed_book: dict[str, Any], tmp_path: Path
+) -> None:
+    """Three tokens leave one word of a question."""
+    assert run(closed_book, max_source_length=3, num_train_epochs=20, do_train=True, do_predict=True) == 0
+    assert config(tmp_path / "run" / "best")["ragstone"] == {"max_source_length": 3}
+    assert answers_of_eval(closed_book, tmp_path) == (tmp_path / "run" / "test_predictions.txt").read_bytes()
 
 
 def test_generator_settings_reach_the_config(base: dict[str, Any], closed_book: dict[str, Any], tmp_path: Path) -> None:
@@ -241,12 +255,15 @@ def test_a_config_that_is_elsewhere(base: dict[str, Any], tmp_path: Path, capsys
     assert run({**base, "model_name_or_path": tmp_path / "run" / "best", "output_dir": tmp_path / "next"}) == 0
 
 
-def test_a_closed_books_config_and_tokenizer_that_are_elsewhere(closed_book: dict[str, Any], tmp_path: Path) -> None:
+def test_a_closed_books_config_and_tokenizer_that_are_elsewhere(
+    closed_book: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = first_loss(closed_book, tmp_path / "plain", prefix="old ")
     model = tmp_path / "model"
     shutil.copytree(closed_book["model_name_or_path"], model)
     tokenizer = move(["tokenizer.json", "tokenizer_config.json"], model, tmp_path / "tokenizer")
     flags = {**closed_book, "model_name_or_path": model}
+    assert f"The tokenizer in {model} cannot be read (it has no vocabulary)" in refusal(flags, capsys)
     elsewhere = move(["config.json"], model, tmp_path / "elsewhere")
     changed = json.dumps({**config(elsewhere), "prefix": "old "})
     (elsewhere / "config.json").write_text(changed, encoding="utf-8")
@@ -264,9 +281,8 @@ def test_models_that_were_downloaded_into_cache_dir(
     from huggingface_hub import scan_cache_dir
 
     folders = {"some/rag": base["model_name_or_path"], "some/bart": closed_book["model_name_or_path"]}
-    tokenizer_configs = [f"{part}_tokenizer/config.json" for part in ("question_encoder", "generator")]
     for name, folder in folders.items():
-        keep_as_downloaded(folder, name, tmp_path / "hub", tokenizer_configs if name == "some/rag" else [])
+        keep_as_downloaded(folder, name, tmp_path / "hub")
     there = scan_cache_dir(tmp_path / "hub")
     assert ({repository.repo_id for repository in there.repos}, there.warnings) == (set(folders), [])
     for flags, name in ((base, "some/rag"), (closed_book, "some/bart")):
@@ -374,6 +390,7 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "t5", "passages_path": None, "freeze_question_encoder": True}, "--freeze_question_encoder is for"),
     ({"model_type": "t5", "passages_path": None}, "is a RAG checkpoint and cannot be opened as t5"),
     ({"model_name_or_path": "some/nowhere"}, "'some/nowhere' is neither a folder nor a model that can be reached"),
+    ({"index_name": "exact"}, "--index_name exact names a published index; with --passages_path leave it out or give"),
     ({"passages_path": "nowhere"}, "There is no knowledge source nowhere"),
     ({"index_path": "nowhere.faiss"}, "nowhere.faiss"),
     ({"passages_path": None}, "give --passages_path the folder of a knowledge source"),

@@ -164,6 +164,19 @@ def test_a_pooler_that_is_not_used_may_be_missing(
     assert load_encoder(str(tmp_path), "question").dimension == 24
 
 
+@pytest.mark.parametrize("kind", ["bert", "dpr", "t5", "bart"])
+def test_a_folder_without_a_tokenizer(
+    kind: str, plain_bert_folder: Path, models_folder: Path, t5_folder: Path, tmp_path: Path
+) -> None:
+    """transformers would make up one that knows no word."""
+    folders = {"bert": plain_bert_folder, "dpr": models_folder / "passage_encoder", "t5": t5_folder}
+    names = ("config.json", "model.safetensors")
+    for name in names:
+        shutil.copyfile(folders.get(kind, models_folder / "generator") / name, tmp_path / name)
+    with pytest.raises(InputError, match=r"The tokenizer in .* cannot be read \(it has no vocabulary\); save it again"):
+        load_encoder(str(tmp_path), "passage", allow_new_weights=True)
+
+
 def test_neither_folder_nor_reachable() -> None:
     with pytest.raises(InputError, match="'no/such-model' is neither a folder nor a model that can be reached"):
         load_encoder("no/such-model", "question")

@@ -158,6 +158,27 @@ def test_saved_model_opens_again_without_flags(
     assert again.generate(QUESTIONS, decoding) == model.generate(QUESTIONS, decoding)
 
 
+def test_tokenizers_that_do_not_say_their_class(tmp_path: Path, checkpoint_folder: Path) -> None:
+    """As older releases of transformers wrote them: vocabularies, and next to nothing else."""
+    folder = tmp_path / "rag"
+    shutil.copytree(checkpoint_folder, folder)
+    for part in ("question_encoder_tokenizer", "generator_tokenizer"):
+        shutil.rmtree(folder / part)
+        (folder / part).mkdir()
+        (folder / part / "tokenizer_config.json").write_text('{"model_max_length": 64}', encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "who", "town", "##s"]
+    (folder / "question_encoder_tokenizer" / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", "w", "h", "o", "wh", "who"]
+    vocabulary = json.dumps({letter: number for number, letter in enumerate(letters)})
+    (folder / "generator_tokenizer" / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    (folder / "generator_tokenizer" / "merges.txt").write_text("w h\nwh o\n", encoding="utf-8")
+    ours, theirs = load_checkpoint(str(folder)), RagTokenizer.from_pretrained(folder)
+    found = [ours.question_encoder.tokenizer, ours.generator.tokenizer]
+    ids = [tokenizer("Who towns")["input_ids"] for tokenizer in found]
+    assert ids == [tokenizer("Who towns")["input_ids"] for tokenizer in (theirs.question_encoder, theirs.generator)]
+    assert ids[0] == [2, 5, 6, 7, 3]
+
+
 def test_contexts_are_those_of_transformers_retriever(
     tmp_path: Path, checkpoint_folder: Path, source_folder: Path
 ) -> None:

@@ -135,6 +135,10 @@ def test_prefix_and_length_are_recorded(tmp_path: Path, folder: Path) -> None:
     assert saved == model.context == ContextFormat(prefix="old ", max_length=6)
     before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "saved"))
     assert {name for name in after if after[name] != before.get(name)} == {"prefix", "ragstone"}
+    again = open_model(ModelRequest(str(tmp_path / "saved")))
+    assert (again.context, again.fingerprint()) == (model.context, model.fingerprint())
+    changed = open_model(ModelRequest(str(tmp_path / "saved"), max_source_length=9, prefix=""))
+    assert changed.context == ContextFormat(prefix="", max_length=9)
 
 
 def test_it_retrieves_nothing(folder: Path) -> None:

@@ -173,7 +173,7 @@ def test_what_it_cannot_start_from(bert_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a folder nor a model that can be reached"):
         generator_from_encoder("some/nowhere", 1, 1)
     BertModel(BertConfig(vocab_size=20, **shape)).save_pretrained(tmp_path / "untokenized")
-    with pytest.raises(InputError, match="but the encoder 20; save the encoder's own tokenizer with it"):
+    with pytest.raises(InputError, match=r"The tokenizer in .*untokenized cannot be read \(it has no vocabulary\)"):
         generator_from_encoder(str(tmp_path / "untokenized"), 1, 1)
     AutoTokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path / "untokenized")
     with pytest.raises(InputError, match="but the encoder 20; save the encoder's own tokenizer with it"):
