@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,7 @@ def launch(work: Callable[[S], R], settings: S, processes: int, port: int | None
         port: at which they meet on this machine; a free one where None.
 
     Raises:
+        InputError: `port` is in use.
         InputError, LostError: what `work` raised first in any of them, or one of them was killed. The others are
             stopped.
     """
@@ -42,14 +44,18 @@ def launch(work: Callable[[S], R], settings: S, processes: int, port: int | None
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="ragstone-processes-") as folder, _quiet(), _own_threads(processes):
+    if port is not None:
+        _refuse_used_port(port)
+    with tempfile.TemporaryDirectory(prefix="ragstone-processes-") as folder, _quiet(), _environment(processes):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
             run_id="ragstone",
-            rdzv_backend="c10d",
+            # c10d finds a port itself; static takes the one that it is told.
+            rdzv_backend="c10d" if port is None else "static",
             rdzv_endpoint=f"{LOOPBACK}:{port or 0}",
+            rdzv_configs={"rank": 0},
             local_addr=LOOPBACK,
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -120,13 +126,29 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _own_threads(processes: int) -> Iterator[None]:
-    """Divide the cores among the processes that are started, unless the user has said how many threads each takes."""
-    if "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+def _environment(processes: int) -> Iterator[None]:
+    """What the started processes shall find in their environment, where the user has not said otherwise.
+
+    Each takes its share of the cores. torch's C++ code reports a lost connection by a stack; what was lost is told by
+    this package.
+    """
+    cores = len(os.sched_getaffinity(0))
+    wanted = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(new)
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
+        for name in new:
+            del os.environ[name]
+
+
+def _refuse_used_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise InputError(
+                f"--distributed_port {port} cannot be used ({error.strerror}); give another, or leave it out."
+            ) from error

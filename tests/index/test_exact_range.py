@@ -1,0 +1,97 @@
+"""Exact search over ranges: as exact as FAISS's flat index, to the last bit where a corpus is divided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ragstone.index.exact import exact_search
+from ragstone.index.exact_range import BLOCK, DeviceRange, ExactRange, best_of, divide
+from ragstone.index.vector_index import VectorIndex, build_index
+from ragstone.types import FloatArray
+
+DIMENSION = 32
+
+
+def vectors(count: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(10, 1), (10, 3), (7, 7), (2, 4), (5000, 2), (10_000, 3), (4096, 4)])
+def test_divide(rows: int, parts: int) -> None:
+    ranges = divide(rows, parts)
+    assert [row for first, last in ranges for row in range(first, last)] == list(range(rows))
+    assert len(ranges) == parts
+    unit = BLOCK if rows >= BLOCK * parts else 1
+    lengths = [last - first for first, last in ranges]
+    assert max(lengths) - min(lengths) <= 2 * unit
+    if unit == BLOCK:
+        assert all(first % BLOCK == 0 for first, _ in ranges)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("queries", [1, 7, 32])
+@pytest.mark.parametrize("count", [50, 9000])
+def test_the_best_of_the_parts_are_the_best_of_the_whole(tmp_path: Path, parts: int, queries: int, count: int) -> None:
+    """Against FAISS's flat index: ids and scores, without tolerance."""
+    corpus = vectors(count)
+    build_index(lambda: iter([corpus]), count, DIMENSION, "Flat", tmp_path / "index")
+    index = VectorIndex.open(tmp_path / "index")
+    matrix = index.matrix()
+    assert matrix is not None
+    np.testing.assert_array_equal(matrix, corpus)
+    asked = vectors(queries, seed=1)
+    scores, ids = index.search(asked, 20)
+    found = [ExactRange([matrix[first:last]], first).search(asked, 20) for first, last in divide(count, parts)]
+    merged_scores, merged_ids = best_of(found, 20)
+    np.testing.assert_array_equal(merged_ids, ids)
+    np.testing.assert_array_equal(merged_scores, scores)
+
+
+def test_many_chunks_and_too_few_vectors() -> None:
+    corpus = vectors(10)
+    asked = vectors(3, seed=2)
+    scores, ids = ExactRange([corpus[:4], corpus[4:5], corpus[5:]], 100).search(asked, 12)
+    exact_scores, exact_ids = exact_search([corpus], asked, 12)
+    np.testing.assert_array_equal(ids, np.where(exact_ids < 0, -1, exact_ids + 100))
+    np.testing.assert_allclose(scores, exact_scores, rtol=1e-5)
+    assert ids[0, 10:].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
+)
+def test_on_a_device_of_torch(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr("ragstone.index.exact_range.ROWS_ON_DEVICE", 300)
+    corpus = vectors(1000)
+    asked = vectors(9, seed=3)
+    scores, ids = DeviceRange([corpus[:600], corpus[600:]], 50, torch.device(device)).search(asked, 15)
+    exact_scores, exact_ids = exact_search([corpus], asked, 15)
+    np.testing.assert_array_equal(ids, exact_ids + 50)
+    np.testing.assert_allclose(scores, exact_scores, rtol=1e-5)
+
+
+def test_no_questions_and_no_vectors() -> None:
+    nothing = np.empty((0, DIMENSION), np.float32)
+    for searcher in (ExactRange([vectors(3)], 0), DeviceRange([vectors(3)], 0, torch.device("cpu"))):
+        scores, ids = searcher.search(nothing, 2)
+        assert scores.shape == ids.shape == (0, 2)
+    for searcher in (ExactRange([], 7), DeviceRange([], 7, torch.device("cpu"))):
+        assert searcher.search(vectors(2), 3)[1].tolist() == [[-1] * 3] * 2
+
+
+def test_equal_scores_are_ordered_by_id() -> None:
+    twin = np.ones((1, DIMENSION), np.float32)
+    found = [(np.array([[3.0, 1.0]], np.float32), np.array([[9, 2]])), (np.array([[3.0]], np.float32), np.array([[4]]))]
+    scores, ids = best_of(found, 2)
+    assert ids.tolist() == [[4, 9]] and scores.tolist() == [[3.0, 3.0]]
+    assert ExactRange([np.repeat(twin, 5, axis=0)], 0).search(twin, 3)[1].tolist() == [[0, 1, 2]]
+
+
+def test_a_compressed_index_has_no_matrix(tmp_path: Path) -> None:
+    build_index(lambda: iter([vectors(100)]), 100, DIMENSION, "HNSW8,Flat", tmp_path / "index")
+    assert VectorIndex.open(tmp_path / "index").matrix() is None

@@ -1,0 +1,54 @@
+"""What the environment says about a process's place."""
+
+from __future__ import annotations
+
+import pytest
+
+from ragstone.errors import InputError
+from ragstone.processes.environment import Place, place
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_process_started_by_hand_is_alone() -> None:
+    assert place() == Place(rank=0, size=1, local_rank=0, local_size=1)
+    assert place().is_first
+
+
+def test_one_process_of_torchrun_is_alone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert place() == Place()
+
+
+def test_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert place() == Place(rank=3, size=4, local_rank=1, local_size=2)
+    assert not place().is_first
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RANK", None, "WORLD_SIZE is 4, but RANK is ''"),
+        ("LOCAL_RANK", "one", "WORLD_SIZE is 4, but LOCAL_RANK is 'one'"),
+        ("RANK", "4", "contradicts itself: RANK 4, WORLD_SIZE 4"),
+        ("LOCAL_WORLD_SIZE", "5", "contradicts itself"),
+    ],
+)
+def test_a_senseless_environment(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, message: str) -> None:
+    for known, given in TORCHRUN.items():
+        monkeypatch.setenv(known, given)
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        place()

@@ -1,0 +1,121 @@
+"""Real processes: what they return, and how a run ends when one of them fails, dies, or hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+import torch
+
+from ragstone.errors import InputError, LostError
+from ragstone.processes.group import joined
+from ragstone.processes.launch import LOOPBACK, launch
+
+TIMEOUT = 4.0
+
+
+def exchange(port: int) -> dict[str, object]:
+    """What every process does."""
+    with joined(torch.device("cpu"), 60) as processes:
+        rank = processes.place.rank
+        gathered = processes.gather({"rank": rank, "text": "ä" * 1000 * rank})
+        shared = processes.share(["only", rank])
+        seen: list[int] = []
+        first = processes.on_first(lambda: seen.append(rank) or rank)
+        return {
+            "place": [
+                processes.place.rank,
+                processes.place.size,
+                processes.place.local_rank,
+                processes.place.local_size,
+            ],
+            "gathered": gathered,
+            "shared": shared,
+            "first": [first, seen],
+            "threads": os.environ["OMP_NUM_THREADS"],
+            "port": port == int(os.environ["MASTER_PORT"]),
+            "interface": os.environ["GLOO_SOCKET_IFNAME"],
+        }
+
+
+def fail(how: str) -> None:
+    """What every process does, until one of them fails."""
+    with joined(torch.device("cpu"), TIMEOUT) as processes:
+        rank = processes.place.rank
+        if how == "refused":
+            processes.on_first(refuse)
+        if rank == 1:
+            if how == "input":
+                raise InputError("The second process was given nothing.")
+            if how == "bug":
+                raise ZeroDivisionError("a bug")
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if how == "hanging":
+                time.sleep(60)
+        processes.gather(rank)
+
+
+def refuse() -> None:
+    raise InputError("The first process refuses.")
+
+
+@pytest.fixture(autouse=True)
+def no_threads_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_port_that_is_in_use_is_refused() -> None:
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--distributed_port {port} cannot be used \(Address already in use\)"):
+            launch(exchange, port, 2, port)
+
+
+def test_processes_exchange_messages_and_the_first_ones_result_comes_back() -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    port = free_port()
+    result = launch(exchange, port, 2, port)
+    assert result == {
+        "place": [0, 2, 0, 2],
+        "gathered": [{"rank": 0, "text": ""}, {"rank": 1, "text": "ä" * 1000}],
+        "shared": ["only", 0],
+        "first": [0, [0]],
+        "threads": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+        "port": True,
+        "interface": "lo",
+    }
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("refused", InputError, r"^The first process refuses\.$"),
+        ("input", InputError, r"^The second process was given nothing\.$"),
+        ("bug", RuntimeError, r"Rank 1 failed: ZeroDivisionError: a bug\n(?s:.*)in fail"),
+        ("killed", LostError, r"Rank 1 \(process \d+\) was ended by SIGKILL"),
+        ("hanging", LostError, r"Rank 0 waited in vain \(time-out 4 s\): rank 1 is gone or stopped"),
+        pytest.param("stopped", LostError, "rank 1 is gone or stopped", marks=pytest.mark.slow),
+    ],
+)
+def test_the_failure_of_one_ends_all_and_is_told(how: str, error: type[Exception], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(error, match=message):
+        launch(fail, how, 2)
+    # The time-out, a look at who is missing, and for one that does not react to SIGTERM half a minute until SIGKILL.
+    assert time.monotonic() - began < 120
