@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ragstone.encoders.precision import Precision
-from ragstone.encoders.text_encoder import TextEncoder, TokenLists, check_finite
-from ragstone.errors import InputError
+from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
 from ragstone.index.factory import factory_string
 from ragstone.index.vector_index import build_index
-from ragstone.knowledge.documents import read_documents
+from ragstone.knowledge.corpus import Corpus, read_corpus
+from ragstone.knowledge.embedding import embed_groups
 from ragstone.knowledge.manifest import Manifest, checksum
-from ragstone.knowledge.passages import split_document
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.progress import ProgressBar, progress_bar, track
-from ragstone.types import FloatArray, Passage
+from ragstone.types import FloatArray
 
 PASSAGES_AT_ONCE = 8192
 """Passages that are sorted by length together: enough to fill batches evenly, few enough to stay small in memory."""
@@ -44,7 +41,22 @@ class BuildPlan:
     precision: Precision = "auto"
 
 
-def build_knowledge_source(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan) -> Manifest:
+Embed = Callable[[Corpus, TextEncoder, BuildPlan, Path], None]
+"""Writes all passages of a corpus with their vectors into a store: a folder that is not there yet."""
+
+
+def embed_here(corpus: Corpus, encoder: TextEncoder, plan: BuildPlan, folder: Path) -> None:
+    """Embed the corpus in this process, on the encoder's device; see Embed."""
+    with PassageWriter(folder, encoder.dimension) as writer, progress_bar("Embedding", corpus.passages) as bar:
+        groups = corpus.groups(PASSAGES_AT_ONCE)
+        embedded = embed_groups(groups, encoder, batch_size=plan.batch_size, precision=plan.precision, progress=bar)
+        for group, vectors in embedded:
+            writer.write([passage.title for passage in group], [passage.text for passage in group], vectors)
+
+
+def build_knowledge_source(
+    files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan, embed: Embed = embed_here
+) -> Manifest:
     """Build a source from document files into `folder`, which is there and empty.
 
     Documents are read twice: first to see that all of them can be used, before hours go into embedding, then to embed
@@ -54,12 +66,12 @@ def build_knowledge_source(files: Sequence[Path], encoder: TextEncoder, folder: 
         InputError: unusable documents or index.
     """
     began = time.perf_counter()
-    documents, passages = _count(files, plan.max_words)
-    factory = factory_string(plan.index, encoder.dimension, passages, plan.m)
-    _write_passages(files, encoder, folder / PASSAGES_NAME, plan, passages)
+    corpus = read_corpus(files, plan.max_words)
+    factory = factory_string(plan.index, encoder.dimension, corpus.passages, plan.m)
+    embed(corpus, encoder, plan, folder / PASSAGES_NAME)
     embedded = time.perf_counter()
     store = PassageStore(folder / PASSAGES_NAME)
-    build_index(store.vector_chunks, passages, encoder.dimension, factory, folder / INDEX_NAME)
+    build_index(store.vector_chunks, corpus.passages, encoder.dimension, factory, folder / INDEX_NAME)
     indexed = time.perf_counter()
     measured = measure_index(KnowledgeSource(folder / PASSAGES_NAME))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -68,8 +80,8 @@ def build_knowledge_source(files: Sequence[Path], encoder: TextEncoder, folder: 
         encoder_fingerprint=encoder.fingerprint(),
         dimension=encoder.dimension,
         metric="inner_product",
-        documents=documents,
-        passages=passages,
+        documents=corpus.documents,
+        passages=corpus.passages,
         max_words=plan.max_words,
         index=factory,
         files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
@@ -83,55 +95,6 @@ def build_knowledge_source(files: Sequence[Path], encoder: TextEncoder, folder: 
     )
     manifest.save(folder)
     return manifest
-
-
-def _count(files: Sequence[Path], max_words: int) -> tuple[int, int]:
-    """The numbers of documents and of passages."""
-    documents = passages = 0
-    for document in track(read_documents(files), "Reading"):
-        documents += 1
-        passages += sum(1 for _ in split_document(document, max_words, passages))
-    if not passages:
-        raise InputError(f"There is no text in {', '.join(map(str, files))}; a knowledge source needs documents.")
-    return documents, passages
-
-
-def _write_passages(files: Sequence[Path], encoder: TextEncoder, folder: Path, plan: BuildPlan, passages: int) -> None:
-    """Split, tokenise, embed and write all documents."""
-    with PassageWriter(folder, encoder.dimension) as writer, progress_bar("Embedding", passages) as bar:
-        for group, tokens in _tokenised_ahead(_groups(files, plan.max_words), encoder):
-            vectors = encoder.embed_tokens(tokens, batch_size=plan.batch_size, precision=plan.precision, progress=bar)
-            check_finite(vectors, encoder)
-            writer.write([passage.title for passage in group], [passage.text for passage in group], vectors)
-    if writer.count != passages:
-        raise InputError(
-            f"The documents changed while they were read: {passages} passages became {writer.count}; "
-            "build the knowledge source again."
-        )
-
-
-def _groups(files: Sequence[Path], max_words: int) -> Iterator[list[Passage]]:
-    stream = (passage for document in read_documents(files) for passage in split_document(document, max_words, 0))
-    while group := list(itertools.islice(stream, PASSAGES_AT_ONCE)):
-        yield group
-
-
-def _tokenised_ahead(
-    groups: Iterator[list[Passage]], encoder: TextEncoder
-) -> Iterator[tuple[list[Passage], TokenLists]]:
-    """Each group with its tokens, read and tokenised by another thread while the one before it is embedded."""
-
-    def prepare() -> tuple[list[Passage], TokenLists] | None:
-        group = next(groups, None)
-        if group is None:
-            return None
-        return group, encoder.token_lists([passage.text for passage in group], [passage.title for passage in group])
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        pending = thread.submit(prepare)
-        while (prepared := pending.result()) is not None:
-            pending = thread.submit(prepare)
-            yield prepared
 
 
 def measure_index(source: KnowledgeSource) -> dict[str, float]:
