@@ -18,7 +18,8 @@ from ragstone.model.contexts import ContextFormat
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
 from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
-from ragstone.retrieval.place import InEveryProcess, RetrievalPlace, SourceLocation
+from ragstone.retrieval.location import SourceLocation
+from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
 RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
 

@@ -10,7 +10,8 @@ from typing import Literal
 from ragstone.processes.group import ProcessGroup
 from ragstone.processes.processes import Processes
 from ragstone.processes.ray_cluster import AUTO, RayCluster
-from ragstone.retrieval.place import IndexDevice, InEveryProcess, InFirstProcess, RetrievalPlace
+from ragstone.retrieval.location import IndexDevice
+from ragstone.retrieval.place import InEveryProcess, InFirstProcess, RetrievalPlace
 
 Backend = Literal["pytorch", "ray"]
 """In the words of the reference."""

@@ -5,32 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-import torch
-
-from ragstone.index.exact_range import DeviceRange, ExactRange, Searcher, divide
 from ragstone.knowledge.source import KnowledgeSource, SourceInfo
 from ragstone.processes.group import ProcessGroup
 from ragstone.retrieval.gathered import GatheredRetriever
 from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.location import IndexDevice, SourceLocation
+from ragstone.retrieval.part import exact_part
 from ragstone.retrieval.retriever import Retriever
-
-IndexDevice = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class SourceLocation:
-    """Where a knowledge source is."""
-
-    passages_path: str
-    """Its folder, or the passages folder in it."""
-    index_path: str | None = None
-    """The index file, if it is not beside the passages."""
-
-    @property
-    def index(self) -> Path | None:
-        return None if self.index_path is None else Path(self.index_path)
 
 
 class RetrievalPlace(Protocol):
@@ -75,14 +58,3 @@ class InFirstProcess:
 
         info = SourceInfo(**self.processes.on_first(open_here))
         return info, GatheredRetriever(self.processes, opened[0] if opened else None)
-
-
-def exact_part(source: KnowledgeSource, part: int, parts: int, device: IndexDevice) -> Searcher | None:
-    """What searches part number `part` of `parts` of a source exactly; None where the source's own index does."""
-    if parts == 1 and device == "cpu":
-        return None
-    first, last = divide(len(source), parts)[part]
-    chunks = source.vectors(first, last)
-    if device == "cuda":
-        return DeviceRange(chunks, first, torch.device("cuda", torch.cuda.current_device()))
-    return ExactRange(chunks, first)

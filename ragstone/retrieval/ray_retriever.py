@@ -19,8 +19,8 @@ from ragstone.errors import InputError, LostError
 from ragstone.index.exact_range import best_of
 from ragstone.knowledge.source import SourceInfo
 from ragstone.processes.processes import Processes
+from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import decode
-from ragstone.retrieval.place import IndexDevice, SourceLocation
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, Retrieved

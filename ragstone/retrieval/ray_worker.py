@@ -11,8 +11,9 @@ import numpy as np
 
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import Message, encode
-from ragstone.retrieval.place import IndexDevice, SourceLocation, exact_part
+from ragstone.retrieval.part import exact_part
 from ragstone.types import FloatArray, IntArray
 
 
@@ -47,6 +48,10 @@ class RetrievalWorker:
     def fetch(self, ids: IntArray) -> Message:
         """The passages of `ids` [B, N], as a message."""
         return encode(self._retriever().fetch(np.array(ids)))
+
+    def threads(self) -> int:
+        """How many threads a search takes."""
+        return self._threads
 
     def process(self) -> int:
         """The number of the worker's process."""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from ragstone.index.device_range import DeviceRange
 from ragstone.index.exact import exact_search
-from ragstone.index.exact_range import BLOCK, DeviceRange, ExactRange, best_of, divide
+from ragstone.index.exact_range import BLOCK, ExactRange, best_of, divide
 from ragstone.index.vector_index import VectorIndex, build_index
 from ragstone.types import FloatArray
 
@@ -66,7 +67,7 @@ def test_many_chunks_and_too_few_vectors() -> None:
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
 )
 def test_on_a_device_of_torch(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr("ragstone.index.exact_range.ROWS_ON_DEVICE", 300)
+    monkeypatch.setattr("ragstone.index.device_range.ROWS_AT_ONCE", 300)
     corpus = vectors(1000)
     asked = vectors(9, seed=3)
     scores, ids = DeviceRange([corpus[:600], corpus[600:]], 50, torch.device(device)).search(asked, 15)

@@ -1,0 +1,32 @@
+"""A knowledge source that is large enough to be divided: random vectors, texts that tell their row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragstone.index.vector_index import build_index
+from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
+from ragstone.knowledge.store import PassageStore, PassageWriter
+
+ROWS = 6000
+DIMENSION = 48
+
+
+def write_source(folder: Path, rows: int, dimension: int) -> Path:
+    generator = np.random.default_rng(0)
+    with PassageWriter(folder / PASSAGES_NAME, dimension) as writer:
+        for start in range(0, rows, 1000):
+            numbers = range(start, min(rows, start + 1000))
+            vectors = generator.normal(size=(len(numbers), dimension)).astype(np.float32)
+            writer.write([f"title {n}" for n in numbers], [f"täxt of passage {n}" for n in numbers], vectors)
+    store = PassageStore(folder / PASSAGES_NAME)
+    build_index(store.vector_chunks, rows, dimension, "Flat", folder / INDEX_NAME)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("large") / "source", ROWS, DIMENSION)

@@ -1,0 +1,176 @@
+"""Retrieval by Ray workers, with a real Ray: the same passages, and what happens when workers die."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ragstone.errors import InputError, LostError
+from ragstone.knowledge.source import KnowledgeSource
+from ragstone.processes.processes import OneProcess
+from ragstone.processes.ray_cluster import RayCluster
+from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.location import SourceLocation
+from ragstone.retrieval.message import decode
+from ragstone.retrieval.ray_retriever import Board, InRayWorkers, RayRetriever
+from ragstone.types import FloatArray, Retrieved
+from tests.retrieval.conftest import DIMENSION
+
+ray = pytest.importorskip("ray")
+TIMEOUT = 200.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with RayCluster("local") as running:
+        yield running
+
+
+def open_workers(folder: Path, **settings: Any) -> RayRetriever:
+    info, retriever = InRayWorkers(OneProcess(), timeout=TIMEOUT, **settings).open(SourceLocation(str(folder)))
+    assert isinstance(retriever, RayRetriever)
+    assert dataclasses.asdict(info) == dataclasses.asdict(KnowledgeSource(folder).info())
+    return retriever
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: RayCluster, large_source: Path) -> Iterator[RayRetriever]:
+    """Two workers, each with the whole source."""
+    retriever = open_workers(large_source, workers=2)
+    yield retriever
+    retriever.close()
+
+
+@pytest.fixture(scope="module")
+def alone(large_source: Path) -> LocalRetriever:
+    return LocalRetriever(KnowledgeSource(large_source))
+
+
+def queries(count: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
+
+
+def assert_equal(found: Retrieved, expected: Retrieved) -> None:
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+    assert found.passages == expected.passages
+
+
+def assert_as_alone(retriever: RayRetriever, alone: LocalRetriever) -> None:
+    for count, n_docs in ((1, 5), (32, 5), (3, 100), (0, 4)):
+        asked = queries(count, seed=count)
+        assert_equal(retriever.retrieve(asked, n_docs), alone.retrieve(asked, n_docs))
+
+
+def process_of(retriever: RayRetriever, worker: int) -> int:
+    return int(ray.get(retriever._crews[0]._workers[worker].process.remote()))
+
+
+def test_the_same_passages_as_in_this_process(pair: RayRetriever, alone: LocalRetriever) -> None:
+    assert_as_alone(pair, alone)
+
+
+def test_a_divided_source_gives_what_the_undivided_one_gives(
+    cluster: RayCluster, large_source: Path, alone: LocalRetriever
+) -> None:
+    """Ids, vectors and texts, without tolerance; a killed worker of a part is replaced as well."""
+    retriever = open_workers(large_source, parts=3)
+    assert_as_alone(retriever, alone)
+    os.kill(process_of(retriever, 0), signal.SIGKILL)
+    assert_as_alone(retriever, alone)
+    retriever.close()
+
+
+def test_more_passages_than_there_are(cluster: RayCluster, source_folder: Path) -> None:
+    asked = np.random.default_rng(3).normal(size=(4, 16)).astype(np.float32)
+    retriever = open_workers(source_folder, parts=2)
+    found = retriever.retrieve(asked, 9)
+    assert_equal(found, LocalRetriever(KnowledgeSource(source_folder)).retrieve(asked, 9))
+    assert (found.ids[:, 6:] == -1).all()
+    retriever.close()
+
+
+def test_a_killed_worker_is_replaced_and_its_request_repeated(pair: RayRetriever, alone: LocalRetriever) -> None:
+    expected = alone.retrieve(queries(8), 5)
+    killed = process_of(pair, 0)
+    crew = pair._crews[0]
+    os.kill(killed, signal.SIGSTOP)
+    request = crew.start("retrieve", queries(8), 5)
+    assert request.worker == 0
+    os.kill(killed, signal.SIGKILL)
+    assert_equal(decode(crew.finish(request)), expected)
+    assert process_of(pair, 0) != killed
+
+
+def test_requests_go_round_a_worker_that_is_busy(pair: RayRetriever, alone: LocalRetriever) -> None:
+    """One of two workers is stopped in the middle of a request: the requests that follow go to the other."""
+    crew = pair._crews[0]
+    stopped = process_of(pair, 0)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        hanging = crew.start("retrieve", queries(2), 3)
+        assert hanging.worker == 0
+        for _ in range(5):
+            assert_equal(pair.retrieve(queries(8), 5), alone.retrieve(queries(8), 5))
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    crew.finish(hanging)
+
+
+def test_the_least_busy_worker_gets_the_request() -> None:
+    board = Board(3)
+    assert [board.take([0, 1, 2]) for _ in range(4)] == [0, 1, 2, 0]
+    board.release(1)
+    assert board.take([0, 1, 2]) == 1
+    board.release(2)
+    assert board.take([0, 1]) == 1
+    assert board.take([0, 1, 2]) == 2
+
+
+def test_a_worker_that_hangs_is_not_waited_for_longer_than_said(
+    pair: RayRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair._crews[0], "_timeout", 2.0)
+    process = process_of(pair, 0)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(LostError, match=r"^The 2 retrieval workers do not answer any more \(time-out 2 s\): none"):
+            pair.retrieve(queries(2), 3)
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_workers_that_are_gone_for_good(cluster: RayCluster, large_source: Path, alone: LocalRetriever) -> None:
+    """One is left out; that all are gone is said at once."""
+    retriever = open_workers(large_source, workers=2)
+    first, second = retriever._crews[0]._workers
+    ray.kill(first, no_restart=True)
+    for _ in range(3):
+        assert_equal(retriever.retrieve(queries(8), 5), alone.retrieve(queries(8), 5))
+    ray.kill(second, no_restart=True)
+    began = time.monotonic()
+    with pytest.raises(LostError, match=r"^The 2 retrieval workers do not answer any more \(time-out .* s\): .*resume"):
+        retriever.retrieve(queries(2), 3)
+    assert time.monotonic() - began < TIMEOUT
+    retriever.close()
+
+
+def test_no_source_is_said_as_in_this_process(cluster: RayCluster, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^There is no knowledge source {tmp_path / 'nowhere'}; make one"):
+        open_workers(tmp_path / "nowhere")
+
+
+def test_workers_do_without_torch() -> None:
+    """Each is a process of its own: what it imports, it holds in memory once more."""
+    check = "import sys, ragstone.retrieval.ray_worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
