@@ -150,23 +150,25 @@ class PassageStore:
         if not self._batches:
             raise InputError(f"The knowledge source {folder} holds no passages; build it again.")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self.dimension = self._batch_vectors(0).shape[1]
+        # Arrow makes a new object for a column each time it is asked for one, which takes longer than to read a row.
+        self._titles = [batch.column("title") for batch in self._batches]
+        self._texts = [batch.column("text") for batch in self._batches]
+        self._matrices: dict[int, npt.NDArray[np.floating[Any]]] = {}
+        self.dimension = self._matrix(0).shape[1]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def passages(self, rows: npt.ArrayLike) -> list[Passage]:
         """The passages in `rows` (from 0), in that order."""
-        return [self._passage(int(row)) for row in np.asarray(rows)]
+        return [self._passage(*place) for place in self._places(rows)]
 
     def vectors(self, rows: npt.ArrayLike) -> FloatArray:
         """Vectors [n, D] of `rows`, in that order."""
-        rows = np.asarray(rows, dtype=np.int64)
-        found = np.empty((len(rows), self.dimension), dtype=np.float32)
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(numbers):
-            here = numbers == number
-            found[here] = self._batch_vectors(int(number))[rows[here] - self._starts[number]]
+        places = self._places(rows)
+        found = np.empty((len(places), self.dimension), dtype=np.float32)
+        for i, (_, number, offset) in enumerate(places):
+            found[i] = self._matrix(number)[offset]
         return found
 
     def vector_chunks(self, first: int = 0, last: int | None = None) -> Iterator[FloatArray]:
@@ -176,7 +178,7 @@ class PassageStore:
             start = int(self._starts[number])
             chunk = slice(max(0, first - start), max(0, last - start))
             if chunk.start < self._batches[number].num_rows and chunk.start < chunk.stop:
-                yield self._batch_vectors(number)[chunk]
+                yield self._matrix(number)[chunk].astype(np.float32, copy=False)
 
     def check_texts(self) -> int:
         """Read every title and text; the number of passages without text.
@@ -197,24 +199,35 @@ class PassageStore:
             empty += int(pc.sum(pc.equal(lengths, 0)).as_py())
         return empty
 
-    def _passage(self, row: int) -> Passage:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        batch, offset = self._batches[number], row - int(self._starts[number])
+    def _places(self, rows: npt.ArrayLike) -> list[tuple[int, int, int]]:
+        """Each of `rows` with the number of the batch that holds it, and its row there."""
+        rows = np.asarray(rows, dtype=np.int64)
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        return list(zip(rows.tolist(), numbers.tolist(), (rows - self._starts[numbers]).tolist(), strict=True))
+
+    def _passage(self, row: int, number: int, offset: int) -> Passage:
         # A missing title is an empty one, as the reference's script writes it.
-        title, text = batch.column("title")[offset].as_py(), batch.column("text")[offset].as_py()
+        title, text = self._titles[number][offset].as_py(), self._texts[number][offset].as_py()
         return Passage(id=row, title=title or "", text=text or "")
 
-    def _batch_vectors(self, number: int) -> FloatArray:
-        return _as_matrix(self._batches[number].column("embeddings"), self.folder)
+    def _matrix(self, number: int) -> npt.NDArray[np.floating[Any]]:
+        """The vectors of a batch, as they are stored. A view is kept for the next time."""
+        matrix = self._matrices.get(number)
+        if matrix is None:
+            matrix = _as_matrix(self._batches[number].column("embeddings"), self.folder)
+            # What can be written is a copy, of which memory has no room for many.
+            if not matrix.flags.writeable:
+                self._matrices[number] = matrix
+        return matrix
 
 
-def _as_matrix(column: Any, folder: Path) -> FloatArray:
-    """A list column as a matrix, without a copy where it holds float32."""
+def _as_matrix(column: Any, folder: Path) -> npt.NDArray[np.floating[Any]]:
+    """A list column as a matrix, without a copy where no value is missing."""
     rows = len(column)
     values = column.flatten().to_numpy(zero_copy_only=False)
     if rows == 0 or len(values) % rows or column.null_count:
         raise InputError(f"The vectors in {folder} are not all of one length; build the knowledge source again.")
-    return values.astype(np.float32, copy=False).reshape(rows, -1)
+    return values.reshape(rows, -1)
 
 
 def _shard_paths(folder: Path) -> list[Path]:

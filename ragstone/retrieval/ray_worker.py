@@ -51,7 +51,9 @@ class RetrievalWorker:
 
     def threads(self) -> int:
         """How many threads a search takes."""
-        return self._threads
+        import faiss
+
+        return int(faiss.omp_get_max_threads())
 
     def process(self) -> int:
         """The number of the worker's process."""

@@ -57,7 +57,7 @@ def test_shards_are_filled_one_after_the_other(tmp_path: Path) -> None:
     assert len(names) > 1
 
 
-@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
 def test_a_dataset_of_another_maker_opens(tmp_path: Path, kind: str) -> None:
     columns = {"text": TEXTS[:50], "title": [None, *TITLES[1:50]], "embeddings": VECTORS[:50].astype(kind).tolist()}
     features = datasets.Features(
@@ -67,7 +67,9 @@ def test_a_dataset_of_another_maker_opens(tmp_path: Path, kind: str) -> None:
     )
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "passages", num_shards=3)
     store = PassageStore(tmp_path / "passages")
-    np.testing.assert_allclose(store.vectors(np.arange(50)), VECTORS[:50], rtol=1e-6)
+    expected = VECTORS[:50].astype(kind).astype(np.float32)
+    np.testing.assert_array_equal(store.vectors(np.arange(50)), expected, strict=True)
+    np.testing.assert_array_equal(np.concatenate(list(store.vector_chunks())), expected, strict=True)
     assert [passage.title for passage in store.passages([0, 49])] == ["", TITLES[49]]
 
 
