@@ -159,8 +159,8 @@ class FinetuneSettings:
     """GPUs to use, each by a process of its own; 0 trains on the CPU. One GPU, if there is one, where not given."""
     num_processes: int | None = None
     """Processes on the CPU, with --gpus 0."""
-    distributed_port: int | None = None
-    """Port at which the processes of this host meet; a free one where not given (or -1)."""
+    distributed_port: int = -1
+    """Port at which the processes of this host meet; a free one where -1."""
     distributed_timeout: float = 600.0
     """Seconds in which processes and retrieval workers must answer each other; else the run ends."""
     distributed_retriever: Literal["pytorch", "ray"] = "pytorch"
@@ -220,8 +220,8 @@ class FinetuneSettings:
             )
         if self.num_processes is not None and self.num_processes < 1:
             raise InputError(f"--num_processes is {self.num_processes}, but must be at least 1.")
-        if self.distributed_port is not None and not (self.distributed_port == -1 or 0 < self.distributed_port < 65536):
-            raise InputError(f"--distributed_port is {self.distributed_port}, but must be from 1 to 65535.")
+        if self.distributed_port != -1 and not 0 < self.distributed_port < 65536:
+            raise InputError(f"--distributed_port is {self.distributed_port}, but must be from 1 to 65535, or -1.")
         if not 1 <= self.distributed_timeout < MAX_TIMEOUT:
             raise InputError(
                 f"--distributed_timeout is {self.distributed_timeout}, but must be from 1 to {MAX_TIMEOUT} s."

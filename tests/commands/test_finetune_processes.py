@@ -1,0 +1,253 @@
+"""ragstone finetune in several processes: the run that one process makes, whoever starts them and whoever searches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from ragstone.__main__ import main
+from ragstone.commands.finetune import FinetuneSettings
+from ragstone.settings import parse_settings
+from tests.commands.conftest import refused
+
+PAGE = Path(__file__).parents[2] / "docs" / "many-gpus-many-machines.md"
+TWO = {"gpus": 0, "num_processes": 2}
+
+
+@pytest.fixture(scope="module")
+def base(pairs_folder: Path, checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
+    """A run of 50 steps of the same ten questions in batches of five, validated on three after every step."""
+    return {
+        "data_dir": pairs_folder,
+        "model_name_or_path": checkpoint_folder,
+        "passages_path": source_folder,
+        "num_train_epochs": 25,
+        "val_check_interval": 0.5,
+        "n_val": 3,
+        "n_docs": 3,
+        "learning_rate": 0.003,
+        # A weight that the loss does not depend on has a gradient of rounding alone, which AdamW would scale up.
+        "adam_epsilon": 1e-3,
+        "num_beams": 1,
+        "val_max_target_length": 8,
+        "test_max_target_length": 8,
+        "do_train": True,
+        "do_predict": True,
+        "gpus": 0,
+    }
+
+
+def words(flags: dict[str, Any]) -> list[str]:
+    pairs = [[f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in flags.items()]
+    return ["finetune", *(word for pair in pairs for word in pair)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, base: dict[str, Any]) -> Path:
+    """What one process makes of it."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert main(words({**base, "train_batch_size": 6, "output_dir": folder})) == 0
+    return folder
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def assert_the_same_run(folder: Path, other: Path) -> None:
+    """Losses of every step to 1e-4, equal scores, equal choice of checkpoints, equal predictions."""
+    one, two = metrics(folder), metrics(other)
+    assert len(one["val"]) == len(two["val"])
+    for a, b in zip(one["val"], two["val"], strict=True):
+        for name in ("step_count", "val_avg_em", "val_avg_f1", "distinct_passages", "learning_rate"):
+            assert a[name] == b[name], (a["step_count"], name)
+        assert a["loss_per_token"] == pytest.approx(b["loss_per_token"], rel=1e-4), a["step_count"]
+        for name in ("prior_entropy", "posterior_entropy"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), (a["step_count"], name)
+    assert one["test"] == two["test"]
+    for name in ("best", "last"):
+        assert (folder / name).readlink() == (other / name).readlink()
+    predictions = [(path / "test_predictions.txt").read_text(encoding="utf-8") for path in (folder, other)]
+    assert predictions[0] == predictions[1]
+
+
+@pytest.mark.parametrize("retriever", ["pytorch", "ray"])
+def test_two_processes_make_the_run_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
+) -> None:
+    """The last batch of an epoch has four questions for two processes, and the three validated do not divide."""
+    flags = {**base, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "run", "distributed_retriever": retriever}
+    assert main(words(flags)) == 0
+    assert len(metrics(alone)["val"]) == 50
+    assert_the_same_run(tmp_path / "run", alone)
+    out, err = capsys.readouterr()
+    assert "processes  2, each on the CPU; gradients by gloo" in err
+    assert out.count("output ") <= 1
+    settings = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text(encoding="utf-8"))
+    assert (settings["num_processes"], settings["distributed_retriever"]) == (2, retriever)
+
+
+def test_under_torchrun(tmp_path: Path, base: dict[str, Any], alone: Path) -> None:
+    flags = {**base, "train_batch_size": 3, "output_dir": tmp_path / "run"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    found = subprocess.run(
+        [*torchrun, "-m", "ragstone", *words(flags)], capture_output=True, text=True, check=False, env=_environment()
+    )
+    assert found.returncode == 0, found.stderr
+    assert_the_same_run(tmp_path / "run", alone)
+    # Two processes, but one speaks.
+    assert found.stdout.count("output ") == 1
+    assert found.stderr.count("step 50/50") == 1
+
+
+def test_under_accelerate_launch_without_retrieval(tmp_path: Path, base: dict[str, Any], models_folder: Path) -> None:
+    """And early stopping, on which all agree: no score is better than the first."""
+    flags = {
+        **{name: value for name, value in base.items() if name not in ("passages_path", "n_docs")},
+        "model_name_or_path": models_folder / "generator",
+        "learning_rate": 1e-9,
+        "early_stopping_patience": 2,
+    }
+    one = {**flags, "train_batch_size": 6, "output_dir": tmp_path / "one"}
+    assert main(words(one)) == 0
+    two = {**flags, "train_batch_size": 3, "output_dir": tmp_path / "two"}
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    found = subprocess.run(
+        [sys.executable, *launch, "-m", "ragstone", *words(two)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(),
+    )
+    assert found.returncode == 0, found.stderr
+    for name in ("one", "two"):
+        assert [record["step_count"] for record in metrics(tmp_path / name)["val"]] == [1, 2, 3]
+        assert (tmp_path / name / "best").readlink() == Path("checkpoint1")
+    losses = [[record["loss_per_token"] for record in metrics(tmp_path / name)["val"]] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, base: dict[str, Any]
+) -> None:
+    """With dropout, whose random numbers each rank takes up where it left them."""
+    flags = {**base, **TWO, "train_batch_size": 3, "dropout": 0.2, "distributed_timeout": 60}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(words({**flags, "output_dir": whole})) == 0
+    command = [sys.executable, "-m", "ragstone", *words({**flags, "output_dir": broken})]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment()) as running:
+        _wait_for(broken / "checkpoint4")
+        ranks = {_rank(child): child for child in psutil.Process(running.pid).children(recursive=True)}
+        ranks[1].send_signal(signal.SIGKILL)
+        _, err = running.communicate(timeout=120)
+    assert running.returncode == 3
+    assert err.splitlines()[-1].startswith("ragstone finetune: Rank 1 (process ")
+    assert "was ended by SIGKILL; the others were stopped" in err
+    assert not ranks[0].is_running()
+    before = len(metrics(broken)["val"])
+    assert 4 <= before < 50
+    assert main(words({**flags, "output_dir": broken, "resume": True})) == 0
+    assert_the_same_run(broken, whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"gpus": 64}, "--gpus 64: this machine has"),
+        ({"gpus": 0, "num_processes": 0}, "--num_processes is 0"),
+        ({"num_retrieval_workers": 2}, "--num_retrieval_workers 2 needs --distributed_retriever ray"),
+        ({"index_shards": 3}, "--index_shards 3 needs --distributed_retriever ray"),
+        ({"ray_address": "10.0.0.1:6379"}, "--ray_address 10.0.0.1:6379 needs --distributed_retriever ray"),
+        ({"distributed_port": 70000}, "--distributed_port is 70000, but must be from 1 to 65535"),
+        ({"distributed_timeout": 0}, "--distributed_timeout is 0.0, but must be from 1"),
+        ({**TWO, "passages_path": "nowhere"}, "There is no knowledge source nowhere"),
+        ({**TWO, "data_dir": "nowhere"}, "nowhere/train.source cannot be read"),
+    ],
+)
+def test_what_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], flags: dict[str, Any], message: str
+) -> None:
+    wanted = words({**base, "output_dir": tmp_path / "run", **flags})
+    if flags.get("num_processes") == 2:
+        # The plan stands before what the processes then find.
+        assert main(wanted) == 2
+        assert message in capfd.readouterr().err.splitlines()[-1]
+    else:
+        assert message in refused(capfd, wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_ray_is_said_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    flags = {**base, "output_dir": tmp_path / "run", "distributed_retriever": "ray", "model_name_or_path": "nowhere"}
+    assert "--distributed_retriever ray needs Ray: pip install 'ragstone[ray]'." in refused(capsys, words(flags))
+
+
+def test_the_documentations_commands(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pairs_folder: Path,
+    checkpoint_folder: Path,
+    source_folder: Path,
+) -> None:
+    """Those for GPUs and for a second machine are parsed, all others run."""
+    for name, folder in (("data", pairs_folder), ("rag", checkpoint_folder), ("knowledge", source_folder)):
+        (tmp_path / name).symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    lines = [line.strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if " ragstone finetune " in line]
+    assert len(lines) == 7
+    for line in lines:
+        before, _, flags = line.partition("ragstone finetune ")
+        if "--gpus 0" not in line:
+            parse_settings(FinetuneSettings, shlex.split(flags), "ragstone", "")
+            continue
+        program = [sys.executable, *(["-m", "torch.distributed.run", *before.split()[1:]] if before else ["-m"])]
+        command = [*program, "ragstone", "finetune", *shlex.split(flags)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+        assert found.returncode == 0, (line, found.stderr)
+    losses = [
+        [record["loss_per_token"] for record in metrics(tmp_path / name)["val"]]
+        for name in ("run-cpu", "run-torchrun", "run-ray", "run-shards")
+    ]
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_documentations_flags() -> None:
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `--")]
+    named = {row.split("`")[1].removeprefix("--") for row in rows}
+    assert len(named) == 9
+    assert named <= {field.name for field in dataclasses.fields(FinetuneSettings)}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _rank(process: psutil.Process) -> int:
+    try:
+        return int(process.environ().get("RANK", "-1"))
+    except psutil.Error:
+        return -1
+
+
+def _wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)

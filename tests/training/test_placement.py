@@ -1,0 +1,93 @@
+"""Plans of runs, on this machine: what they say, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ragstone.errors import InputError
+from ragstone.processes.environment import Place
+from ragstone.retrieval.choice import RetrievalSettings
+from ragstone.training.placement import Wishes, plan_placement
+
+NO_GPU = not torch.cuda.is_available()
+needs_no_gpu = pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
+
+
+@pytest.fixture
+def wishes(checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
+    retrieval = RetrievalSettings()
+    return {"gpus": 0, "retrieval": retrieval, "model": str(checkpoint_folder), "passages_path": str(source_folder)}
+
+
+def plan(wishes: dict[str, Any], where: Place | None = None, **more: Any) -> Any:
+    return plan_placement(Wishes(**{**wishes, **more}), where or Place())
+
+
+def test_one_process(wishes: dict[str, Any], checkpoint_folder: Path) -> None:
+    placement = plan(wishes)
+    assert (placement.processes, placement.starts) == (1, False)
+    assert placement.lines[:2] == [
+        "processes  1, on the CPU",
+        "retrieval  in the process itself; index memory-mapped",
+    ]
+    size = (checkpoint_folder / "model.safetensors").stat().st_size
+    shown = float(placement.lines[2].split()[1])
+    assert shown == pytest.approx(4 * size / 2**20, abs=0.1)
+
+
+def test_several_processes(wishes: dict[str, Any]) -> None:
+    placement = plan(wishes, num_processes=3)
+    assert (placement.processes, placement.starts) == (3, True)
+    assert placement.lines[:2] == [
+        "processes  3, each on the CPU; gradients by gloo",
+        "retrieval  rank 0 searches for all; index memory-mapped there alone",
+    ]
+
+
+def test_processes_that_are_there_already(wishes: dict[str, Any]) -> None:
+    placement = plan(wishes, Place(rank=5, size=8, local_rank=1, local_size=4))
+    assert (placement.processes, placement.starts) == (8, False)
+    assert placement.lines[0] == "processes  8, 4 of them on this host, each on the CPU; gradients by gloo"
+    with pytest.raises(InputError, match="--num_processes 2: 4 processes were started on this host; leave"):
+        plan(wishes, Place(rank=5, size=8, local_rank=1, local_size=4), num_processes=2)
+
+
+def test_ray_workers(wishes: dict[str, Any]) -> None:
+    retrieval = RetrievalSettings("ray", "10.0.0.1:6379", workers=2, parts=3)
+    assert plan(wishes, retrieval=retrieval).lines[1] == (
+        "retrieval  6 Ray workers for 3 parts of the source, index memory-mapped in each; 10.0.0.1:6379"
+    )
+
+
+def test_a_closed_book_retrieves_nothing(wishes: dict[str, Any]) -> None:
+    assert [line.split()[0] for line in plan(wishes, retrieval=None).lines] == ["processes", "memory"]
+
+
+def test_a_model_on_the_hub_has_no_size_yet(wishes: dict[str, Any]) -> None:
+    assert "model not here yet, so its size is unknown" in plan(wishes, model="someone/model").lines[2]
+
+
+def test_a_model_that_does_not_fit_is_refused(wishes: dict[str, Any], tmp_path: Path) -> None:
+    """A file of 40 GB, all of it a hole, as an old checkpoint: 160 GB of weights, gradients and averages."""
+    with (tmp_path / "pytorch_model.bin").open("wb") as file:
+        file.truncate(40 * 10**9)
+    with pytest.raises(InputError, match=r"takes at least 298\.0 GiB of memory, and .* are free; take fewer processes"):
+        plan(wishes, model=str(tmp_path), num_processes=2)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"gpus": 2}, "--gpus 2: this machine has 0 GPUs"),
+        ({"precision": "fp16"}, "--fp16 needs a GPU"),
+        ({"retrieval": RetrievalSettings(device="cuda")}, "--index_device cuda: this machine has no GPU"),
+    ],
+)
+def test_gpus_that_are_not_there(wishes: dict[str, Any], more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(wishes, **more)
