@@ -89,6 +89,8 @@ def test_two_processes_make_the_run_of_one(
 ) -> None:
     """The last batch of an epoch has four questions for two processes, and the three validated do not divide."""
     flags = {**base, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "run", "distributed_retriever": retriever}
+    if retriever == "ray":
+        flags |= {"ray_address": "local", "num_retrieval_workers": 2}
     assert main(words(flags)) == 0
     assert len(metrics(alone)["val"]) == 50
     assert_the_same_run(tmp_path / "run", alone)
@@ -236,7 +238,8 @@ def test_the_documentations_flags() -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    """A Ray cluster that something else runs on this machine is left alone."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
 
 
 def _rank(process: psutil.Process) -> int:
