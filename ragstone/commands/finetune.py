@@ -168,7 +168,7 @@ class FinetuneSettings:
     num_retrieval_workers: int = 1
     """Ray workers that search, for each shard."""
     ray_address: str = "auto"
-    """host:port of a Ray cluster; local: a new one for the time of the run; auto: the one that runs here, or a new one."""
+    """host:port of a Ray cluster; local: a new one while the run lasts; auto: the one that runs here, or a new one."""
     index_shards: int = 1
     """Parts that the source is divided into, each searched exactly by its own Ray workers."""
     index_device: Literal["cpu", "cuda"] = "cpu"
