@@ -125,7 +125,7 @@ def test_under_accelerate_launch_without_retrieval(tmp_path: Path, base: dict[st
     one = {**flags, "train_batch_size": 6, "output_dir": tmp_path / "one"}
     assert main(words(one)) == 0
     two = {**flags, "train_batch_size": 3, "output_dir": tmp_path / "two"}
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     found = subprocess.run(
         [sys.executable, *launch, "-m", "ragstone", *words(two)],
@@ -152,7 +152,9 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_last_checkpoint(
     command = [sys.executable, "-m", "ragstone", *words({**flags, "output_dir": broken})]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment()) as running:
         _wait_for(broken / "checkpoint4")
-        ranks = {_rank(child): child for child in psutil.Process(running.pid).children(recursive=True)}
+        children = psutil.Process(running.pid).children(recursive=True)
+        ranks = sorted((child for child in children if "spawn_main" in " ".join(child.cmdline())), key=_started)
+        assert len(ranks) == 2
         ranks[1].send_signal(signal.SIGKILL)
         _, err = running.communicate(timeout=120)
     assert running.returncode == 3
@@ -242,11 +244,8 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
 
 
-def _rank(process: psutil.Process) -> int:
-    try:
-        return int(process.environ().get("RANK", "-1"))
-    except psutil.Error:
-        return -1
+def _started(process: psutil.Process) -> float:
+    return process.create_time()
 
 
 def _wait_for(path: Path) -> None:
