@@ -182,8 +182,8 @@ class Crew:
 
     def _release(self, call: Call) -> None:
         if self._board is not None:
-            # Nobody waits for this.
-            self._board.release.remote(call.worker)
+            # Nobody waits for this, and it is not repeated: a board that was replaced has forgotten the request.
+            self._board.release.options(max_task_retries=0).remote(call.worker)
 
     def _lost(self, reason: str) -> LostError:
         count = len(self._workers)

@@ -26,7 +26,7 @@ class RetrievalWorker:
         self._part = part
         self._parts = parts
         self._device = device
-        self._threads = max(1, (os.cpu_count() or 1) // workers_here)
+        self._threads = max(1, len(os.sched_getaffinity(0)) // workers_here)
         self._opened: LocalRetriever | None = None
 
     def info(self) -> dict[str, Any]:
@@ -53,6 +53,7 @@ class RetrievalWorker:
         """How many threads a search takes."""
         import faiss
 
+        self._retriever()
         return int(faiss.omp_get_max_threads())
 
     def process(self) -> int:
