@@ -1,0 +1,195 @@
+"""The figures of the retrieval benchmark: as a record, a table on the terminal and a page in Markdown."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks.machine import commit, processor
+from benchmarks.retrieval_timing import BATCH, N_DOCS, Timed
+from benchmarks.synthetic_source import DIMENSION
+
+PYTORCH_MS, PYTORCH_PART = 2.0, 0.2
+"""What retrieval through the first process may cost for a batch above the bare search: the larger of the two."""
+RAY_MS = 5.0
+"""What a Ray worker may cost."""
+PEER = (
+    "For comparison, the reference's own figures, from another machine: 1.66 s per retrieval with four Ray workers on "
+    "four GPUs, 3.4 s with torch.distributed."
+)
+METHOD = (
+    f"Batches of {BATCH} questions, {N_DOCS} passages each, {DIMENSION} dimensions, synthetic vectors. In each process "
+    "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with FAISS on "
+    f"the same number of threads. in-process: one process asks. pytorch: two processes ask {BATCH // 2} questions each "
+    "at the same time, the first one searches; a batch lasts until both have their passages. ray-1, ray-2: one process "
+    "asks one or two workers, one batch at a time; queries per second of ray-2 with two batches on their way. Overhead "
+    f"is the difference of the medians. Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms."
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The figures of one backend on one index. Milliseconds are those of a batch."""
+
+    date: str
+    commit: str
+    processor: str
+    cores: int
+    vectors: int
+    dimension: int
+    index: str
+    """With what it is built with: hnsw32 has 32 links a node."""
+    backend: str
+    processes: int
+    """That ask at the same time, each for its part of the questions."""
+    questions: int
+    n_docs: int
+    batches: int
+    threads: int
+    """Of FAISS, in the backend and in the bare search."""
+    bare_median_ms: float
+    median_ms: float
+    """Until the last process had its part."""
+    p99_ms: float
+    rank_median_ms: list[float]
+    rank_p99_ms: list[float]
+    askers: int
+    """Batches on their way at a time while queries_per_second was measured; latencies are with one."""
+    queries_per_second: float
+    overhead_ms: float
+    """median_ms - bare_median_ms."""
+    overhead_percent: float
+    allowed_ms: float | None
+    """What the overhead may be; None for the process that searches itself."""
+    within: bool | None
+    """Whether it is."""
+    recall_at_5: float
+
+
+def record(vectors: int, index: str, backend: str, timed: Timed) -> Record:
+    """The figures of what was `timed`."""
+    bare, median = _ms(timed.bare, 50), _ms(timed.whole, 50)
+    allowed = {"pytorch": max(PYTORCH_MS, PYTORCH_PART * bare), "in-process": None}.get(backend, RAY_MS)
+    return Record(
+        date=str(datetime.date.today()),
+        commit=commit(),
+        processor=processor(),
+        cores=len(os.sched_getaffinity(0)),
+        vectors=vectors,
+        dimension=DIMENSION,
+        index=index,
+        backend=backend,
+        processes=len(timed.asked),
+        questions=BATCH,
+        n_docs=N_DOCS,
+        batches=len(timed.bare),
+        threads=timed.threads,
+        bare_median_ms=bare,
+        median_ms=median,
+        p99_ms=_ms(timed.whole, 99),
+        rank_median_ms=[_ms(seconds, 50) for seconds in timed.asked],
+        rank_p99_ms=[_ms(seconds, 99) for seconds in timed.asked],
+        askers=timed.askers,
+        queries_per_second=round(timed.queries_per_second, 1),
+        overhead_ms=round(median - bare, 3),
+        overhead_percent=round(100 * (median - bare) / bare, 1),
+        allowed_ms=None if allowed is None else round(allowed, 3),
+        within=None if allowed is None else median - bare <= allowed,
+        recall_at_5=round(timed.recall, 4),
+    )
+
+
+def table(records: Sequence[Record]) -> Table:
+    """The figures for a terminal."""
+    shown = Table(title=f"Retrieval: batches of {BATCH} questions, {N_DOCS} passages each, milliseconds per batch")
+    for number, name in enumerate(COLUMNS):
+        shown.add_column(name, justify="left" if number in LEFT else "right")
+    for row in map(_row, records):
+        shown.add_row(*row)
+    return shown
+
+
+def page(records: Sequence[Record], left_out: Sequence[str], command: str) -> str:
+    """The figures as a page in Markdown.
+
+    Args:
+        records: of one run.
+        left_out: sentences on what was not measured.
+        command: that was run.
+    """
+    first = records[0]
+    bars = ["---" if number in LEFT else "---:" for number in range(len(COLUMNS))]
+    lines = [
+        "# Retrieval: each backend above the bare index search",
+        "",
+        f"{first.date}, commit {first.commit}, {first.cores} cores of {first.processor}.",
+        "",
+        f"    {command}",
+        "",
+        METHOD,
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in [list(COLUMNS), bars, *map(_row, records)]),
+        "",
+        *(text for paragraph in (*_by_rank(records), *left_out) for text in (paragraph, "")),
+        PEER,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+COLUMNS = (
+    "vectors",
+    "index",
+    "backend",
+    "threads",
+    "batches",
+    "bare median",
+    "median",
+    "p99",
+    "queries/s",
+    "overhead",
+    "overhead %",
+    "allowed",
+    "recall@5",
+)
+LEFT = (1, 2)
+
+
+def _row(each: Record) -> list[str]:
+    verdict = "" if each.allowed_ms is None else f"{each.allowed_ms:.2f} {'kept' if each.within else 'exceeded'}"
+    return [
+        f"{each.vectors:,}",
+        each.index,
+        each.backend,
+        str(each.threads),
+        str(each.batches),
+        f"{each.bare_median_ms:.2f}",
+        f"{each.median_ms:.2f}",
+        f"{each.p99_ms:.2f}",
+        f"{each.queries_per_second:,.0f}",
+        f"{each.overhead_ms:+.2f}",
+        f"{each.overhead_percent:+.1f}",
+        verdict,
+        f"{each.recall_at_5:.3f}",
+    ]
+
+
+def _by_rank(records: Sequence[Record]) -> list[str]:
+    """What the table leaves out of backends that several processes ask."""
+    parts = [
+        f"{each.vectors:,} {each.index} "
+        + " and ".join(
+            f"{median:.2f} ({p99:.2f})" for median, p99 in zip(each.rank_median_ms, each.rank_p99_ms, strict=True)
+        )
+        for each in records
+        if each.processes > 1
+    ]
+    return [f"Median (p99) of pytorch by rank, in milliseconds: {'; '.join(parts)}."] if parts else []
+
+
+def _ms(seconds: Sequence[float], percentile: float) -> float:
+    return round(1000 * float(np.percentile(seconds, percentile)), 3)
