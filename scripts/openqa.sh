@@ -51,15 +51,17 @@ run practice "$ragstone" make-practice --passages_path "$out/knowledge" --data_d
 
 common=(--bf16 --dropout 0.1 --num_beams 1 --num_train_epochs 100 --warmup_steps 100)
 practice=(--data_dir "$out/practice" --max_steps "$practice_steps" --train_batch_size 32 --learning_rate 5e-4
-  --max_combined_length 160 --val_check_interval "$practice_steps")
-finetune=(--data_dir "$data" --max_steps "$steps" --train_batch_size 24 --learning_rate 2e-4 --max_combined_length 160
-  --n_val 300 --val_check_interval $((steps / 2)))
+  --val_check_interval "$practice_steps")
+finetune=(--data_dir "$data" --max_steps "$steps" --train_batch_size 24 --learning_rate 2e-4 --n_val 300
+  --val_check_interval $((steps / 2)))
 
 echo "== RAG: practice with one passage, then training with three"
 run rag_practice "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/rag_practice" \
-  --model_name_or_path "$out/rag" --passages_path "$out/knowledge" --n_docs 1 --freeze_question_encoder
+  --model_name_or_path "$out/rag" --passages_path "$out/knowledge" --n_docs 1 --max_combined_length 160 \
+  --freeze_question_encoder
 run rag_run "$ragstone" finetune "${common[@]}" "${finetune[@]}" --output_dir "$out/rag_run" \
-  --model_name_or_path "$out/rag_practice/last" --n_docs 3 --question_encoder_learning_rate 1e-5
+  --model_name_or_path "$out/rag_practice/last" --n_docs 3 --max_combined_length 160 \
+  --question_encoder_learning_rate 1e-5
 
 echo "== Closed book: the same generator, the same steps, no passages"
 run closed_practice "$ragstone" finetune "${common[@]}" "${practice[@]}" --output_dir "$out/closed_practice" \
