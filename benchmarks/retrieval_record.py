@@ -23,7 +23,8 @@ PEER = (
     "four GPUs, 3.4 s with torch.distributed."
 )
 METHOD = (
-    f"Batches of {BATCH} questions, {N_DOCS} passages each, {DIMENSION} dimensions, synthetic vectors. In each process "
+    f"Batches of {BATCH} questions, {N_DOCS} passages each, {DIMENSION} dimensions, synthetic vectors in clusters. "
+    "hnsw32 has 32 links a node, where build-knowledge takes 128 unless told otherwise. In each process "
     "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with FAISS on "
     f"the same number of threads. in-process: one process asks. pytorch: two processes ask {BATCH // 2} questions each "
     "at the same time, the first one searches; a batch lasts until both have their passages. ray-1, ray-2: one process "
