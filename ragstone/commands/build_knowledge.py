@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from ragstone.errors import InputError
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
+from ragstone.processes.ray_cluster import AUTO, RayCluster, refuse_without_ray
 from ragstone.settings import save_settings
 
 if TYPE_CHECKING:
+    from ragstone.encoders.text_encoder import TextEncoder
+    from ragstone.knowledge.build import BuildPlan
     from ragstone.knowledge.manifest import Manifest
     from ragstone.model.answers import Answer
 
@@ -37,13 +41,17 @@ class BuildKnowledgeSettings:
     m: int = 128
     """Links of a node in an hnsw index."""
     num_proc: int | None = None
-    """CPU threads; all where not given."""
+    """CPU threads, with --ray those of each worker; all where not given."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware has it."""
     pooling: Literal["cls", "mean", "last"] | None = None
     """How an encoder that does not say so itself makes a vector of its tokens."""
     normalize: bool | None = None
     """Scale vectors to length one; as the encoder says where not given."""
+    ray: bool = False
+    """Embed on all hosts of a Ray cluster, which share the folder that --output_dir is in."""
+    ray_address: str | None = None
+    """host:port of the cluster's head; the cluster that runs on this machine, or a new local one, where not given."""
     question: str | None = None
     """A question to answer at the end, with --rag_model_name."""
     rag_model_name: str | None = None
@@ -57,6 +65,8 @@ class BuildKnowledgeSettings:
             raise InputError(f"--num_proc is {self.num_proc}, but must be at least 1.")
         if self.d is not None and self.d < 1:
             raise InputError(f"--d is {self.d}, but must be at least 1.")
+        if self.ray_address is not None and not self.ray:
+            raise InputError("--ray_address names a cluster, which only --ray embeds on; give both or neither.")
         if self.question is not None and self.rag_model_name is None:
             raise InputError("--question needs --rag_model_name, the checkpoint that is to answer it.")
 
@@ -72,20 +82,49 @@ class BuiltKnowledge:
 
 def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     """Make a searchable knowledge source from documents."""
+    if settings.ray:
+        refuse_without_ray("--ray")
     files = find_files(settings.csv_path)
+    build = _build_on_cluster if settings.ray else _build_here
     with new_folder(settings.output_dir, "--output_dir") as folder, _threads(settings.num_proc):
-        manifest = _build(settings, files, folder)
+        manifest = build(settings, files, folder)
         save_settings(settings, folder / "settings.yaml")
+    if settings.ray:
+        # Not before the source is in its place.
+        shutil.rmtree(_parts_folder(settings))
     return BuiltKnowledge(settings.output_dir, manifest, _answer(settings))
 
 
-def _build(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
-    from ragstone.encoders.load import load_encoder
+def _build_here(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
     from ragstone.encoders.precision import best_device, compute_dtype
-    from ragstone.knowledge.build import BuildPlan, build_knowledge_source
+    from ragstone.knowledge.build import build_knowledge_source
 
     # Refuses a precision that the device has not, before the encoder is loaded.
     compute_dtype(best_device(), settings.precision)
+    encoder = _encoder(settings).to(best_device())
+    return build_knowledge_source(files, encoder, folder, _plan(settings))
+
+
+def _build_on_cluster(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
+    from ragstone.knowledge.build import build_knowledge_source
+    from ragstone.knowledge.parts import keep_finished_parts
+    from ragstone.knowledge.ray_embedding import RayEmbedding
+
+    parts = _parts_folder(settings)
+    with RayCluster(settings.ray_address or AUTO), keep_finished_parts(parts):
+        embed = RayEmbedding(parts, settings.num_proc)
+        return build_knowledge_source(files, _encoder(settings), folder, _plan(settings), embed)
+
+
+def _parts_folder(settings: BuildKnowledgeSettings) -> Path:
+    """Beside the output, so that a build that was stopped leaves nothing half-written there, but what it has done."""
+    output = settings.output_dir.resolve()
+    return output.with_name(f"{output.name}.parts")
+
+
+def _encoder(settings: BuildKnowledgeSettings) -> TextEncoder:
+    from ragstone.encoders.load import load_encoder
+
     encoder = load_encoder(
         settings.dpr_ctx_encoder_model_name, "passage", pooling=settings.pooling, normalize=settings.normalize
     )
@@ -94,8 +133,13 @@ def _build(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) ->
             f"--d is {settings.d}, but the encoder {encoder.name} makes vectors of {encoder.dimension} dimensions; "
             "leave --d out."
         )
-    plan = BuildPlan(settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision)
-    return build_knowledge_source(files, encoder.to(best_device()), folder, plan)
+    return encoder
+
+
+def _plan(settings: BuildKnowledgeSettings) -> BuildPlan:
+    from ragstone.knowledge.build import BuildPlan
+
+    return BuildPlan(settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision)
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import torch
 import yaml
 
 from ragstone.__main__ import main
+from ragstone.encoders.load import load_encoder
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
+from tests.conftest import WORDS
 
 
 @pytest.fixture
@@ -126,6 +128,8 @@ def test_it_answers_a_question_at_the_end(
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--dpr_ctx_encoder_model_name", "nobody/nothing"], "'nobody/nothing' is neither a folder nor a model"),
         (["--unknown", "1"], "There is no flag --unknown"),
+        (["--ray_address", "127.0.0.1:1"], "--ray_address names a cluster, which only --ray embeds on"),
+        (["--ray", "--ray_address", "127.0.0.1:1"], "No Ray cluster answers at 127.0.0.1:1 (Connection refused)"),
     ],
 )
 def test_what_cannot_be_used_is_refused(
@@ -187,7 +191,10 @@ def test_a_stopped_process_leaves_nothing(flags: list[str], tmp_path: Path) -> N
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ragstone", *flags, "--csv_path", str(documents)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list(tmp_path.glob(".source-*/new/*/*.arrow")):
+        # While the first rows are made, Arrow loads pandas, parts of which swallow an interruption.
+        while process.poll() is None and not any(
+            path.stat().st_size > 10_000 for path in tmp_path.glob(".source-*/new/*/*.arrow")
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
@@ -195,6 +202,62 @@ def test_a_stopped_process_leaves_nothing(flags: list[str], tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["long.tsv"]
 
 
+def test_without_ray_installed_nothing_is_begun(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    err = refused(capsys, [*flags, "--ray", "--csv_path", "nowhere.tsv"])
+    assert err == "ragstone build-knowledge: --ray needs Ray: pip install 'ragstone[ray]'.\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_help_tells_of_ray_without_loading_it() -> None:
+    program = "import sys; from ragstone.__main__ import main; main(sys.argv[1:]); print(*sorted(sys.modules))"
+    command = [sys.executable, "-c", program, "build-knowledge", "--help"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--ray_address" in out
+    assert not {"ray", "torch"} & set(out.splitlines()[-1].split())
+
+
+def test_a_build_on_a_cluster_that_is_stopped_goes_on(flags: list[str], models_folder: Path, tmp_path: Path) -> None:
+    """Stopped after the first of four parts, then started again."""
+    documents = tmp_path / "long.tsv"
+    texts = [f"{WORDS[i % 20]} {WORDS[i % 23]} {WORDS[i % 19]}" for i in range(16_400)]
+    documents.write_text("".join(f"river\t{text}\n" for text in texts), encoding="utf-8")
+    # "local" is a cluster of its own, whatever else runs on the machine.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+    extra = ["--csv_path", str(documents), "--ray", "--num_proc", "1", "--index", "flat", "--precision", "fp32"]
+    command = [sys.executable, "-m", "ragstone", *flags, *extra]
+    parts = tmp_path / "source.parts"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(parts.glob("embedded-*")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    finished = sorted(parts.glob("embedded-*"))
+    assert 1 <= len(finished) < 4
+    started, kept, interrupted = err.splitlines()
+    assert started.startswith("No Ray cluster is running here; a local one was started (")
+    assert kept == f"{parts} keeps {len(finished)} finished part(s); the same command goes on with them."
+    assert interrupted == "ragstone build-knowledge: interrupted"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.tsv", "source.parts"]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[1:] == [f"{parts} has {len(finished)} of 4 parts from an earlier start."]
+    assert "passages          16,400 of at most 100 words" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.tsv", "source"]
+    source = KnowledgeSource(tmp_path / "source")
+    rows = np.arange(0, 16_400, 999)
+    assert [passage.text for passage in source.store.passages(rows)] == [texts[row] for row in rows]
+    encoder = load_encoder(str(models_folder / "passage_encoder"), "passage")
+    expected = encoder.embed([texts[row] for row in rows], ["river"] * len(rows))
+    np.testing.assert_allclose(source.store.vectors(rows), expected, rtol=1e-5, atol=1e-5)
+    assert main(["verify", str(tmp_path / "source")]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning")
 def test_the_documentations_commands(
     models_folder: Path,
     documents_file: Path,
@@ -211,9 +274,10 @@ def test_the_documentations_commands(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "b.md").write_text("# bridge\n\na stone bridge\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     page = (Path(__file__).parents[2] / "docs" / "build-a-knowledge-source.md").read_text(encoding="utf-8")
     commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for words in commands:
         assert main(words) == 0, words
     assert len(KnowledgeSource(tmp_path / "knowledge-of-all")) == 8
