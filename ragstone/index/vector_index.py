@@ -144,6 +144,9 @@ def _widen_search(index: Any) -> None:
         inner.hnsw.efSearch = EF_SEARCH
     elif isinstance(inner, faiss.IndexIVF):
         inner.nprobe = min(PROBES, inner.nlist)
+        if isinstance(inner, faiss.IndexIVFPQ):
+            # It takes most of the training, for a way of searching that is not used here.
+            inner.do_polysemous_training = False  # type: ignore[attr-defined]
 
 
 def _sample(vectors: VectorStream, count: int, size: int) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,10 @@ class InFirstProcess:
         opened: list[Retriever] = []
 
         def open_here() -> dict[str, object]:
+            import faiss
+
+            # While the first process searches, the others on its host wait: the search may have all the cores.
+            faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
             info, retriever = InEveryProcess(self.device).open(location)
             opened.append(retriever)
             return dataclasses.asdict(info)
