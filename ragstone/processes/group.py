@@ -80,12 +80,16 @@ class ProcessGroup:
         missing = self._watch.missing()
         start = f"Rank {self.place.rank} waited in vain (time-out {self.timeout:g} s)"
         if missing is None:
-            raise LostError(f"{start}: rank 0's host {_master()} cannot be reached; the run ends here.") from error
+            raise LostError(
+                f"{start}: rank 0's host {_master()} cannot be reached; --resume goes on from the last checkpoint."
+            ) from error
         others = [rank for rank in missing if rank != self.place.rank]
         if not others:
             raise LostError(f"{start}, though every rank is alive: {str(error).splitlines()[0]}") from error
         named = f"rank {others[0]} is" if len(others) == 1 else f"ranks {', '.join(map(str, others))} are"
-        raise LostError(f"{start}: {named} gone or stopped; the run ends here.") from error
+        raise LostError(
+            f"{start}: {named} gone or stopped; --resume goes on from the last checkpoint."
+        ) from error
 
     def close(self) -> None:
         """Stop watching."""

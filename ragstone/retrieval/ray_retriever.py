@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,26 @@ class InRayWorkers:
         # Held as long as the retriever: a named worker ends with its last handle.
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
-        crews = [Crew(self._names(run, part), self._board_name(run, part), self.timeout) for part in range(self.parts)]
+        crews = [self._crew(run, part) for part in range(self.parts)]
         info = SourceInfo(**self.processes.on_first(lambda: crews[0].call("info")))
         return info, RayRetriever(crews, info.dimension, held)
 
     def _start(self, location: SourceLocation, run: str) -> list[Any]:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        # A worker's working directory is the one that Ray was started in.
+        index = None if location.index_path is None else str(Path(location.index_path).resolve())
+        location = SourceLocation(str(Path(location.passages_path).resolve()), index)
         hosts = sum(node["Alive"] for node in ray.nodes())
         here = math.ceil(self.workers * self.parts / hosts)
-        lasting: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "namespace": NAMESPACE}
+        lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "namespace": NAMESPACE}
+        # An actor that asks for nothing at all goes to a host at random, whatever the scheduling strategy. A byte of
+        # memory, which every host has, is enough to be heard.
+        lasting |= {"num_cpus": 0, "memory": 1}
         searching = {"num_gpus": int(self.device == "cuda"), "scheduling_strategy": "SPREAD"}
+        # Asked before each search, so it is on this host if that can be.
+        here_first = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         worker: Any = ray.remote(RetrievalWorker)
         board: Any = ray.remote(Board)
         held = []
@@ -66,7 +76,7 @@ class InRayWorkers:
                 options = {**lasting, **searching, "name": name}
                 held.append(worker.options(**options).remote(location, part, self.parts, self.device, here))
             if self.workers > 1:
-                options = {**lasting, "name": self._board_name(run, part)}
+                options = {**lasting, "scheduling_strategy": here_first, "name": self._board_name(run, part)}
                 held.append(board.options(**options).remote(self.workers))
         return held
 
@@ -85,11 +95,13 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         self._requests = [0] * workers
+        self._taken = [0] * workers
 
     def take(self, usable: Sequence[int]) -> int:
-        """The worker among `usable` that has least to do; one request more is counted for it."""
-        number = min(usable, key=lambda worker: self._requests[worker])
+        """The worker among `usable` that has least to do, of equals the one that has done least; counts it."""
+        number = min(usable, key=lambda worker: (self._requests[worker], self._taken[worker]))
         self._requests[number] += 1
+        self._taken[number] += 1
         return number
 
     def release(self, number: int) -> None:
