@@ -73,7 +73,7 @@ echo "== Evaluation"
 mkdir -p "$out/eval"
 for split in val test; do
   question=(--evaluation_set "$data/$split.source" --eval_batch_size 32)
-  answers=("${question[@]}" --gold_data_path "$data/$split.gold_qa.tsv" --num_beams 2 --max_length 20)
+  answers=("${question[@]}" --gold_data_path "$data/$split.gold_qa.tsv" --num_beams 1 --max_length 20)
   run "$split.minilm" "$ragstone" eval "${question[@]}" --model_name_or_path "$out/rag" --passages_path "$out/knowledge" \
     --eval_mode retrieval --gold_data_path "$data/$split.pages" --gold_answers_path "$data/$split.gold_qa.tsv" \
     --n_docs 100 --precision fp32 --predictions_path "$out/eval/$split.minilm.titles"
@@ -82,7 +82,7 @@ for split in val test; do
     --n_docs 100 --precision fp32 --predictions_path "$out/eval/$split.rag.titles"
   run "$split.closed" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/closed_run/best" \
     --predictions_path "$out/eval/$split.closed.txt"
-  run "$split.rag" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 6 \
+  run "$split.rag" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 3 \
     --predictions_path "$out/eval/$split.rag.txt" --compare "$out/eval/$split.closed.txt"
 done
 run table "$python" benchmarks/openqa_table.py "$out"
