@@ -91,7 +91,7 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
         save_settings(settings, folder / "settings.yaml")
     if settings.ray:
         # Not before the source is in its place.
-        shutil.rmtree(_parts_folder(settings))
+        shutil.rmtree(_parts_folder(settings), ignore_errors=True)
     return BuiltKnowledge(settings.output_dir, manifest, _answer(settings))
 
 
