@@ -87,9 +87,7 @@ class ProcessGroup:
         if not others:
             raise LostError(f"{start}, though every rank is alive: {str(error).splitlines()[0]}") from error
         named = f"rank {others[0]} is" if len(others) == 1 else f"ranks {', '.join(map(str, others))} are"
-        raise LostError(
-            f"{start}: {named} gone or stopped; --resume goes on from the last checkpoint."
-        ) from error
+        raise LostError(f"{start}: {named} gone or stopped; --resume goes on from the last checkpoint.") from error
 
     def close(self) -> None:
         """Stop watching."""
