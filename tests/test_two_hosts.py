@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def processes() -> set[str]:
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if str((path / "cwd").readlink()).startswith("/tmp/two-hosts-"):
+            if str((path / "cwd").readlink()).startswith(str(Path(tempfile.gettempdir()) / "two-hosts-")):
                 found.add(path.name)
         except OSError:
             continue

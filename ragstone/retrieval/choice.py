@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,13 +37,12 @@ def connected(settings: RetrievalSettings, processes: Processes) -> Iterator[Non
     if settings.backend != "ray":
         yield
         return
-    if processes.place.is_first:
-        with RayCluster(settings.ray_address) as cluster:
-            processes.share(cluster.contact)
-            yield
-    else:
-        with RayCluster(contact=processes.share(None)):
-            yield
+    with ExitStack() as stack:
+        # That no cluster answers is said by all processes, not by the first alone.
+        contact = processes.on_first(lambda: stack.enter_context(RayCluster(settings.ray_address)).contact)
+        if not processes.place.is_first:
+            stack.enter_context(RayCluster(contact=contact))
+        yield
 
 
 def retrieval_place(settings: RetrievalSettings, processes: Processes, timeout: float) -> RetrievalPlace:
