@@ -1,16 +1,17 @@
-"""The results of scripts/openqa.sh as a table: python benchmarks/openqa_table.py OUT_DIR writes OUT_DIR/table.md."""
+"""The results of scripts/openqa.sh as a table: python -m benchmarks.openqa_table OUT_DIR writes OUT_DIR/table.md."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import platform
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks.machine import commit, processor
 
 ROWS = (
     ("RAG-Sequence", "rag.txt", ("em", "f1", "recall_at_3")),
@@ -34,7 +35,7 @@ def main(folder: Path) -> None:
     lines = [
         "# Real questions over real passages",
         "",
-        f"scripts/openqa.sh, {datetime.date.today()}, commit {_commit()}, {_processor()}.",
+        f"scripts/openqa.sh, {datetime.date.today()}, commit {commit()}, {os.cpu_count()} cores of {processor()}.",
         "",
         f"Knowledge source: {manifest['documents']:,} documents, {manifest['passages']:,} passages of at most "
         f"{manifest['max_words']} words, {manifest['dimension']} dimensions, index {manifest['index']}, embedded in "
@@ -73,18 +74,6 @@ def _record(folder: Path, split: str, name: str) -> Any:
 
 def _setting(folder: Path, run: str, name: str) -> Any:
     return yaml.safe_load((folder / run / "settings.yaml").read_text(encoding="utf-8"))[name]
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    names = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{len(names)} cores of {names[0]}" if names else platform.processor()
 
 
 if __name__ == "__main__":

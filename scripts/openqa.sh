@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job on real questions over real passages, on two cores in about an hour and a half:
+# The whole job on real questions over real passages, on one core in about an hour and a half:
 #   scripts/openqa.sh DATA_DIR OUT_DIR
 # DATA_DIR holds knowledge.tsv; train, val and test .source and .target; val and test .gold_qa.tsv and .pages.
 # OUT_DIR gets the knowledge source, the checkpoints of RAG and of the closed-book baseline, and table.md.
@@ -85,4 +85,4 @@ for split in val test; do
   run "$split.rag" "$ragstone" eval "${answers[@]}" --model_name_or_path "$out/rag_run/best" --n_docs 3 \
     --predictions_path "$out/eval/$split.rag.txt" --compare "$out/eval/$split.closed.txt"
 done
-run table "$python" benchmarks/openqa_table.py "$out"
+run table "$python" -m benchmarks.openqa_table "$out"

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "two_hosts.py"
 COMMAND = [sys.executable, "-W", "error", str(SCRIPT)]
+FOLDERS = Path("/tmp")
+"""Where the script works, wherever other temporary files go: Ray's sockets need a short path."""
 PROBE = f"two-hosts-probe-{os.getpid()}"
 HEADINGS = [
     "== A knowledge source and a checkpoint",
@@ -36,7 +37,7 @@ def processes() -> set[str]:
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if str((path / "cwd").readlink()).startswith(str(Path(tempfile.gettempdir()) / "two-hosts-")):
+            if str((path / "cwd").readlink()).startswith(str(FOLDERS / "two-hosts-")):
                 found.add(path.name)
         except OSError:
             continue
@@ -54,9 +55,9 @@ def leaves_nothing() -> Iterator[None]:
     subprocess.run(["ip", "netns", "delete", PROBE], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"network namespaces cannot be made here: {probe.stderr.strip()}")
-    before = (namespaces(), set(Path("/tmp").glob("two-hosts-*")), processes())
+    before = (namespaces(), set(FOLDERS.glob("two-hosts-*")), processes())
     yield
-    assert (namespaces(), set(Path("/tmp").glob("two-hosts-*")), processes()) == before
+    assert (namespaces(), set(FOLDERS.glob("two-hosts-*")), processes()) == before
 
 
 @pytest.mark.slow

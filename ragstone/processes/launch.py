@@ -20,7 +20,8 @@ R = TypeVar("R")
 
 LOOPBACK = "127.0.0.1"
 SECONDS_TO_STOP = 15
-"""That a process has to clean up before it is killed."""
+"""That a process has to clean up before it is killed, when the run is stopped from outside. Where a process has failed,
+torch gives the others half a minute."""
 LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 

@@ -23,6 +23,8 @@ Contact = tuple[str, str | None]
 """Address of a cluster, and its authentication mode."""
 AUTO = "auto"
 """The address that means: the cluster that runs on this machine, or a new one."""
+LOCAL = "local"
+"""The address that means: a new cluster on this machine."""
 SECONDS_TO_ANSWER = 5.0
 """A host that says nothing for so long is taken for one that is not there."""
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -74,7 +76,7 @@ class RayCluster:
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         with _sigterm_as_it_was(), _quiet_core():
             if running is None:
-                ray.init(address="local", include_dashboard=False, **quiet)
+                ray.init(address=LOCAL, include_dashboard=False, **quiet)
             else:
                 try:
                     # Ray sends its token to the cluster that it finds itself, without being told to.
@@ -137,7 +139,7 @@ def _running(address: str) -> str | None:
     if named == AUTO:
         found = _running_here()
         return found if found is not None and _silence(found) is None else None
-    if named == "local":
+    if named == LOCAL:
         return None
     reason = _silence(named)
     if reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,9 +13,11 @@ import torch
 
 from ragstone.errors import InputError
 from ragstone.output import write_text
+from ragstone.processes.environment import place
 
 Precision = Literal["no", "bf16", "fp16"]
 """In the words of accelerate."""
+LOCAL_RANK = "LOCAL_RANK"
 LAYERDROPS = ("encoder_layerdrop", "decoder_layerdrop", "layerdrop")
 
 
@@ -47,12 +50,13 @@ def accelerator_for(device: torch.device, precision: Precision, trackers: list[s
 
     # The state is one per process and keeps the first run's precision; a second run must not inherit it.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=device.type == "cpu",
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(str(folder), str(folder / "tensorboard")),
-    )
+    with _plain_if_alone():
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=device.type == "cpu",
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(str(folder), str(folder / "tensorboard")),
+        )
     try:
         yield accelerator
     finally:
@@ -60,6 +64,17 @@ def accelerator_for(device: torch.device, precision: Precision, trackers: list[s
         for tracker in accelerator.trackers:
             tracker.finish()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _plain_if_alone() -> Iterator[None]:
+    """Hide torchrun's rank from accelerate where there is one process, which it would make a process group of."""
+    rank = os.environ.pop(LOCAL_RANK, None) if place().size == 1 else None
+    try:
+        yield
+    finally:
+        if rank is not None:
+            os.environ[LOCAL_RANK] = rank
 
 
 def prepare(accelerator: Any, model: Any, optimizer: Any) -> tuple[Any, Any]:

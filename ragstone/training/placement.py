@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -11,7 +13,7 @@ import torch
 from ragstone.errors import InputError
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
 from ragstone.processes.environment import Place
-from ragstone.processes.ray_cluster import AUTO, refuse_without_ray
+from ragstone.processes.ray_cluster import AUTO, LOCAL, refuse_without_ray
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.training.hardware import Precision
 
@@ -62,8 +64,10 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     processes = place.size if place.size > 1 else here
     device = "GPU" if gpus else "CPU"
     lines = [f"processes  {_processes(processes, here, device)}"]
-    retrieval = wishes.retrieval
-    index = None if retrieval is None else _index_bytes(wishes)
+    config = _config(Path(wishes.model))
+    # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
+    retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
+    index = None if retrieval is None else _index_bytes(wishes, config)
     if retrieval is not None:
         _check_retrieval(retrieval, gpus, index)
         lines.append(f"retrieval  {_retrieval(retrieval, processes)}")
@@ -135,7 +139,8 @@ def _retrieval(retrieval: RetrievalSettings, processes: int) -> str:
     if retrieval.backend == "ray":
         count = retrieval.workers * retrieval.parts
         divided = f" for {retrieval.parts} parts of the source" if retrieval.parts > 1 else ""
-        cluster = "the running cluster, or a local one" if retrieval.ray_address == AUTO else retrieval.ray_address
+        meant = {AUTO: "the running cluster, or a new local one", LOCAL: "a new local cluster"}
+        cluster = meant.get(retrieval.ray_address, f"the cluster at {retrieval.ray_address}")
         return f"{count} Ray worker{'s' if count > 1 else ''}{divided}, index {where} in each; {cluster}"
     if processes > 1:
         return f"rank 0 searches for all; index {where} there alone"
@@ -182,13 +187,24 @@ def _weights(model: Path) -> int | None:
     return count
 
 
-def _index_bytes(wishes: Wishes) -> int | None:
-    """Bytes of the index file, if it is on this host."""
+def _config(model: Path) -> dict[str, Any]:
+    """A folder's config.json; empty where there is none that can be read, which is said when the model is opened."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _index_bytes(wishes: Wishes, config: dict[str, Any]) -> int | None:
+    """Bytes of the index file, if it is on this host; `config` is the checkpoint's, which may name one."""
     if wishes.index_path is not None:
         path = Path(wishes.index_path)
     elif wishes.passages_path is not None:
         folder = Path(wishes.passages_path)
         path = (folder if (folder / PASSAGES_NAME).is_dir() else folder.parent) / INDEX_NAME
+    elif config.get("index_path"):
+        path = Path(config["index_path"])
     else:
         return None
     return path.stat().st_size if path.is_file() else None

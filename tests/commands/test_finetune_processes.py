@@ -85,7 +85,7 @@ def assert_the_same_run(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("retriever", ["pytorch", "ray"])
 def test_two_processes_make_the_run_of_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
 ) -> None:
     """The last batch of an epoch has four questions for two processes, and the three validated do not divide."""
     flags = {**base, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "run", "distributed_retriever": retriever}
@@ -94,9 +94,10 @@ def test_two_processes_make_the_run_of_one(
     assert main(words(flags)) == 0
     assert len(metrics(alone)["val"]) == 50
     assert_the_same_run(tmp_path / "run", alone)
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert "processes  2, each on the CPU; gradients by gloo" in err
-    assert out.count("output ") <= 1
+    assert out.count("output ") == 1
+    assert err.count("step 50/50") == 1
     settings = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text(encoding="utf-8"))
     assert (settings["num_processes"], settings["distributed_retriever"]) == (2, retriever)
 
@@ -167,6 +168,28 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_last_checkpoint(
     assert_the_same_run(broken, whole)
 
 
+def test_a_stopped_run_goes_on_in_another_number_of_processes(
+    tmp_path: Path, base: dict[str, Any], alone: Path
+) -> None:
+    folder = tmp_path / "run"
+    two = {**base, **TWO, "train_batch_size": 3, "output_dir": folder}
+    command = [sys.executable, "-m", "ragstone", *words(two)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment()) as running:
+        _wait_for(folder / "checkpoint4")
+        children = psutil.Process(running.pid).children(recursive=True)
+        running.terminate()
+        _, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert err.splitlines()[-1] == "ragstone finetune: interrupted"
+    # The one that watches over multiprocessing's resources goes last, when nobody is left.
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert left == []
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+    assert 4 <= len(metrics(folder)["val"]) < 50
+    assert main(words({**base, "train_batch_size": 6, "output_dir": folder, "resume": True})) == 0
+    assert_the_same_run(folder, alone)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -178,6 +201,10 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_last_checkpoint(
         ({"distributed_port": 70000}, "--distributed_port is 70000, but must be from 1 to 65535"),
         ({"distributed_timeout": 0}, "--distributed_timeout is 0.0, but must be from 1"),
         ({**TWO, "passages_path": "nowhere"}, "There is no knowledge source nowhere"),
+        (
+            {**TWO, "distributed_retriever": "ray", "ray_address": "127.0.0.1:1"},
+            "No Ray cluster answers at 127.0.0.1:1",
+        ),
         ({**TWO, "data_dir": "nowhere"}, "nowhere/train.source cannot be read"),
     ],
 )

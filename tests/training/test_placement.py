@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,21 @@ def test_processes_that_are_there_already(wishes: dict[str, Any]) -> None:
 def test_ray_workers(wishes: dict[str, Any]) -> None:
     retrieval = RetrievalSettings("ray", "10.0.0.1:6379", workers=2, parts=3)
     assert plan(wishes, retrieval=retrieval).lines[1] == (
-        "retrieval  6 Ray workers for 3 parts of the source, index memory-mapped in each; 10.0.0.1:6379"
+        "retrieval  6 Ray workers for 3 parts of the source, index memory-mapped in each; the cluster at 10.0.0.1:6379"
     )
 
 
-def test_a_closed_book_retrieves_nothing(wishes: dict[str, Any]) -> None:
-    assert [line.split()[0] for line in plan(wishes, retrieval=None).lines] == ["processes", "memory"]
+def test_a_closed_book_retrieves_nothing(wishes: dict[str, Any], models_folder: Path) -> None:
+    """Whether a flag says so or what stands in the folder."""
+    for more in ({"retrieval": None}, {"model": str(models_folder / "generator")}):
+        assert [line.split()[0] for line in plan(wishes, **more).lines] == ["processes", "memory"]
+
+
+def test_a_checkpoint_that_names_its_source(wishes: dict[str, Any], source_folder: Path, tmp_path: Path) -> None:
+    index = source_folder / "my_knowledge_dataset_hnsw_index.faiss"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "index_path": str(index)}))
+    found = plan(wishes, model=str(tmp_path), passages_path=None).lines[2]
+    assert found.endswith(f"index {index.stat().st_size / 2**20:.1f} MiB")
 
 
 def test_a_model_on_the_hub_has_no_size_yet(wishes: dict[str, Any]) -> None:
