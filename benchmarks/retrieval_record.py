@@ -26,9 +26,10 @@ METHOD = (
     f"Batches of {BATCH} questions, {N_DOCS} passages each, {DIMENSION} dimensions, synthetic vectors in clusters. "
     "hnsw32 has 32 links a node, where build-knowledge takes 128 unless told otherwise. In each process "
     "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with FAISS on "
-    f"the same number of threads. in-process: one process asks. pytorch: two processes ask {BATCH // 2} questions each "
-    "at the same time, the first one searches; a batch lasts until both have their passages. ray-1, ray-2: one process "
-    "asks one or two workers, one batch at a time; queries per second of ray-2 with two batches on their way. Overhead "
+    "the same number of threads, which sleep while they wait. in-process: one process asks. pytorch: two processes ask "
+    f"{BATCH // 2} questions each at the same time, the first one searches; a batch lasts from when both have asked "
+    "until both have their passages. ray-1, ray-2: one process asks one or two workers, one batch at a time; queries "
+    "per second of ray-2 with two batches on their way. Overhead "
     f"is the difference of the medians. Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms."
 )
 
@@ -55,7 +56,7 @@ class Record:
     """Of FAISS, in the backend and in the bare search."""
     bare_median_ms: float
     median_ms: float
-    """Until the last process had its part."""
+    """From when all processes had asked until the last had its part."""
     p99_ms: float
     rank_median_ms: list[float]
     rank_p99_ms: list[float]
@@ -93,8 +94,8 @@ def record(vectors: int, index: str, backend: str, timed: Timed) -> Record:
         bare_median_ms=bare,
         median_ms=median,
         p99_ms=_ms(timed.whole, 99),
-        rank_median_ms=[_ms(seconds, 50) for seconds in timed.asked],
-        rank_p99_ms=[_ms(seconds, 99) for seconds in timed.asked],
+        rank_median_ms=[_ms(seconds, 50) for seconds in timed.by_rank],
+        rank_p99_ms=[_ms(seconds, 99) for seconds in timed.by_rank],
         askers=timed.askers,
         queries_per_second=round(timed.queries_per_second, 1),
         overhead_ms=round(median - bare, 3),

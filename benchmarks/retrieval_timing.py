@@ -6,6 +6,7 @@ Shapes: B questions of a batch, N passages per question, D dimensions, Q questio
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ class Timed:
 
     bare: list[float]
     """Of the index search alone, for all questions of a batch, in the first process."""
-    asked: list[list[float]]
-    """Of the backend, by rank of the process that asks."""
+    asked: list[list[tuple[float, float]]]
+    """When the backend was asked, and when it had answered, by rank of the process that asks: one clock for all."""
     askers: int
     """Requests that were on their way at a time while throughput was measured; one while latency was."""
     throughput: float | None
@@ -83,8 +84,15 @@ class Timed:
 
     @property
     def whole(self) -> list[float]:
-        """Of the backend, until the last process had its part of a batch."""
-        return [max(parts) for parts in zip(*self.asked, strict=True)]
+        """Of the backend, from when all have asked until the last has its part of a batch."""
+        return [
+            max(end for _, end in parts) - max(began for began, _ in parts) for parts in zip(*self.asked, strict=True)
+        ]
+
+    @property
+    def by_rank(self) -> list[list[float]]:
+        """Of the backend, by rank of the process that asks."""
+        return [[end - began for began, end in times] for times in self.asked]
 
     @property
     def queries_per_second(self) -> float:
@@ -92,7 +100,12 @@ class Timed:
 
 
 def timed(task: Task) -> Timed:
-    """Time `task` in processes of its own."""
+    """Time `task` in processes of its own.
+
+    Their threads sleep when they wait, as those of retrieval workers do: with both kinds on the same cores, those that
+    spin would take the time of the others, and the bare search would be searched in another way than the backend's.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return launch(_time, task, task.backend.processes)
 
 
@@ -104,7 +117,7 @@ def _time(task: Task) -> Timed:
     with joined(torch.device("cpu"), TIMEOUT) as processes, connected(settings, processes):
         location = SourceLocation(task.passages_path, task.index_path)
         _, retriever = retrieval_place(settings, processes, TIMEOUT).open(location)
-        threads = _worker_threads() if settings.backend == "ray" else faiss.omp_get_max_threads()
+        threads = _worker_threads() if settings.backend == "ray" else len(os.sched_getaffinity(0))
         faiss.omp_set_num_threads(threads)
         bench = _Bench(task, processes, retriever)
         found, seconds = bench.warm_up()
@@ -154,8 +167,8 @@ class _Bench:
         seen = self._processes.gather([own, float(np.median(seconds))])
         return float(np.mean([found for found, _ in seen])), max(took for _, took in seen)
 
-    def alternate(self, count: int) -> tuple[list[float], list[list[float]]]:
-        """Seconds of `count` batches: of the bare search, and of the retriever by rank."""
+    def alternate(self, count: int) -> tuple[list[float], list[list[tuple[float, float]]]]:
+        """`count` batches: seconds of the bare search, and begin and end of the retriever's by rank."""
         bare, asked = [], []
         for number in range(count):
             bare.append(self._search(self._batches[number % len(self._batches)]))
@@ -165,7 +178,7 @@ class _Bench:
             self._processes.share(None)
             began = time.perf_counter()
             self._retriever.retrieve(part, N_DOCS)
-            asked.append(time.perf_counter() - began)
+            asked.append((began, time.perf_counter()))
             self._processes.share(None)
         return self._processes.share(bare), self._processes.gather(asked)
 

@@ -62,7 +62,7 @@ def test_retrieval(
         assert (record["questions"], record["n_docs"], record["batches"]) == (32, 5, 4)
         assert len(record["rank_median_ms"]) == len(record["rank_p99_ms"]) == record["processes"]
         assert min(record["threads"], record["bare_median_ms"], record["queries_per_second"]) > 0
-        assert record["p99_ms"] >= record["median_ms"] >= max(record["rank_median_ms"]) > 0
+        assert record["p99_ms"] >= record["median_ms"] > 0 < min(record["rank_median_ms"])
         assert record["overhead_ms"] == pytest.approx(record["median_ms"] - record["bare_median_ms"], abs=2e-3)
         assert (record["within"] is None) == (record["allowed_ms"] is None) == (record["backend"] == "in-process")
         if record["allowed_ms"] is not None:

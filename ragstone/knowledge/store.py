@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragstone.errors import InputError
+from ragstone.knowledge.text_column import TextColumn
 from ragstone.types import FloatArray, Passage
 
 ROWS_PER_BATCH = 1000
@@ -150,9 +151,7 @@ class PassageStore:
         if not self._batches:
             raise InputError(f"The knowledge source {folder} holds no passages; build it again.")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        # Arrow makes a new object for a column each time it is asked for one, which takes longer than to read a row.
-        self._titles = [batch.column("title") for batch in self._batches]
-        self._texts = [batch.column("text") for batch in self._batches]
+        self._columns: dict[int, tuple[TextColumn, TextColumn]] = {}
         self._matrices: dict[int, npt.NDArray[np.floating[Any]]] = {}
         self.dimension = self._matrix(0).shape[1]
 
@@ -161,12 +160,22 @@ class PassageStore:
 
     def passages(self, rows: npt.ArrayLike) -> list[Passage]:
         """The passages in `rows` (from 0), in that order."""
-        return [self._passage(*place) for place in self._places(rows)]
+        parts = iter(self.text_bytes(rows))
+        numbers = np.asarray(rows, dtype=np.int64).tolist()
+        return [Passage(row, str(next(parts), "utf-8"), str(next(parts), "utf-8")) for row in numbers]
 
-    def vectors(self, rows: npt.ArrayLike) -> FloatArray:
-        """Vectors [n, D] of `rows`, in that order."""
+    def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
+        """Title and text of each of `rows` in turn, as the bytes of their UTF-8. A missing one is empty."""
+        found: list[memoryview] = []
+        for _, number, offset in self._places(rows):
+            titles, texts = self._text_columns(number)
+            found += (titles[offset], texts[offset])
+        return found
+
+    def vectors(self, rows: npt.ArrayLike, out: FloatArray | None = None) -> FloatArray:
+        """Vectors [n, D] of `rows`, in that order; written into `out` where given."""
         places = self._places(rows)
-        found = np.empty((len(places), self.dimension), dtype=np.float32)
+        found = np.empty((len(places), self.dimension), dtype=np.float32) if out is None else out
         for i, (_, number, offset) in enumerate(places):
             found[i] = self._matrix(number)[offset]
         return found
@@ -205,10 +214,13 @@ class PassageStore:
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         return list(zip(rows.tolist(), numbers.tolist(), (rows - self._starts[numbers]).tolist(), strict=True))
 
-    def _passage(self, row: int, number: int, offset: int) -> Passage:
-        # A missing title is an empty one, as the reference's script writes it.
-        title, text = self._titles[number][offset].as_py(), self._texts[number][offset].as_py()
-        return Passage(id=row, title=title or "", text=text or "")
+    def _text_columns(self, number: int) -> tuple[TextColumn, TextColumn]:
+        """Titles and texts of a batch. They are kept for the next time."""
+        columns = self._columns.get(number)
+        if columns is None:
+            batch = self._batches[number]
+            columns = self._columns[number] = (TextColumn(batch.column("title")), TextColumn(batch.column("text")))
+        return columns
 
     def _matrix(self, number: int) -> npt.NDArray[np.floating[Any]]:
         """The vectors of a batch, as they are stored. A view is kept for the next time."""

@@ -5,6 +5,7 @@ Every function that says "all" must be called by all processes of the group in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,21 @@ def gather_bytes(message: bytes, group: Any) -> list[bytes]:
     return [found[: int(length)].numpy().tobytes() for found, length in zip(received, lengths, strict=True)]
 
 
-def send_bytes(message: Bytes, to: int, group: Any) -> None:
-    """Send a message to one process, which calls `receive_bytes`."""
-    dist.send(torch.tensor([len(message)]), group_dst=to, group=group)
-    if len(message):
-        dist.send(torch.from_numpy(message), group_dst=to, group=group)
+def send_bytes(message: Bytes, to: int, group: Any) -> Callable[[], None]:
+    """Begin to send a message to one process, which calls `receive_bytes`.
+
+    Returns:
+        What waits until it is sent. The message must not change before.
+    """
+    length, content = torch.tensor([len(message)]), torch.from_numpy(message)
+    sent = [dist.isend(part, group_dst=to, group=group) for part in (length, content) if len(part)]
+
+    def wait() -> None:
+        for work in sent:
+            if work is not None:
+                work.wait()
+
+    return wait
 
 
 def receive_bytes(source: int, group: Any) -> Bytes:

@@ -58,10 +58,10 @@ class ProcessGroup:
             raise InputError(outcome["refused"])
         return outcome["result"]
 
-    def send(self, message: Bytes, to: int) -> None:
-        """Send bytes to the process of a rank, which must `receive` them."""
+    def send(self, message: Bytes, to: int) -> Callable[[], None]:
+        """Begin to send bytes to the process of a rank, which must `receive` them; see exchange.send_bytes."""
         self._watch.advance()
-        send_bytes(message, to, self._group)
+        return send_bytes(message, to, self._group)
 
     def receive(self, source: int) -> Bytes:
         """Receive the bytes that the process of a rank sends."""

@@ -130,11 +130,14 @@ def _quiet() -> Iterator[None]:
 def _environment(processes: int) -> Iterator[None]:
     """What the started processes shall find in their environment, where the user has not said otherwise.
 
-    Each takes its share of the cores. torch's C++ code reports a lost connection by a stack; what was lost is told by
-    this package.
+    Each takes its share of the cores. Where that is one core, threads that wait do not spin: the only ones are those
+    of a search that one process does for all, and then the others are to go on. torch's C++ code reports a lost
+    connection by a stack; what was lost is told by this package.
     """
-    cores = len(os.sched_getaffinity(0))
-    wanted = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    wanted = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    if threads == 1:
+        wanted["OMP_WAIT_POLICY"] = "PASSIVE"
     new = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(new)
     try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ragstone.processes.group import ProcessGroup
+from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.message import decode, encode
-from ragstone.retrieval.retriever import Retriever
 from ragstone.types import FloatArray, Retrieved
 
 SHAPE_BYTES = 24
@@ -18,7 +18,7 @@ SHAPE_BYTES = 24
 class GatheredRetriever:
     """Searches for all processes at once. All of them must retrieve at the same time, with any number of questions."""
 
-    def __init__(self, processes: ProcessGroup, inner: Retriever | None) -> None:
+    def __init__(self, processes: ProcessGroup, inner: LocalRetriever | None) -> None:
         """`inner` is what the first process searches with; None on the others."""
         self._processes = processes
         self._inner = inner
@@ -28,17 +28,22 @@ class GatheredRetriever:
         if self._inner is None:
             shape = np.array([*vectors.shape, n_docs], dtype=np.int64)
             question = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
-            self._processes.send(np.concatenate([shape.view(np.uint8), question.view(np.uint8)]), to=0)
+            self._processes.send(np.concatenate([shape.view(np.uint8), question.view(np.uint8)]), to=0)()
             return decode(self._processes.receive(0))
         asked = [(np.asarray(vectors, dtype=np.float32), n_docs)]
         for rank in range(1, self._processes.place.size):
             asked.append(_request(self._processes.receive(rank)))
-        found = self._inner.retrieve(np.concatenate([part for part, _ in asked]), max(n for _, n in asked))
-        start = len(vectors)
-        for rank, (part, n) in enumerate(asked[1:], 1):
-            self._processes.send(encode(_rows(found, start, start + len(part), n)), to=rank)
-            start += len(part)
-        return _rows(found, 0, len(vectors), n_docs)
+        ids = self._inner.search(np.concatenate([part for part, _ in asked]), max(n for _, n in asked))
+        own, *others = np.split(ids, np.cumsum([len(part) for part, _ in asked])[:-1])
+        # The others go on with their passages while this process fetches its own.
+        sent = [
+            self._processes.send(encode(rows[:, :n], self._inner.source.store), to=rank)
+            for rank, (rows, (_, n)) in enumerate(zip(others, asked[1:], strict=True), 1)
+        ]
+        found = self._inner.fetch(own[:, :n_docs])
+        for wait in sent:
+            wait()
+        return found
 
     def close(self) -> None:
         """See Retriever.close."""
@@ -49,10 +54,3 @@ class GatheredRetriever:
 def _request(message: np.ndarray) -> tuple[FloatArray, int]:
     b, d, n_docs = map(int, message[:SHAPE_BYTES].view(np.int64))
     return message[SHAPE_BYTES:].view(np.float32).reshape(b, d), n_docs
-
-
-def _rows(found: Retrieved, first: int, last: int, n_docs: int) -> Retrieved:
-    """What was found for the questions `first` to before `last`, the best `n_docs` of each."""
-    rows = slice(first, last)
-    passages = [row[:n_docs] for row in found.passages[rows]]
-    return Retrieved(found.ids[rows, :n_docs], found.vectors[rows, :n_docs], passages)

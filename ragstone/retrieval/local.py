@@ -19,8 +19,12 @@ class LocalRetriever:
 
     def retrieve(self, vectors: FloatArray, n_docs: int) -> Retrieved:
         """See Retriever.retrieve."""
+        return self.fetch(self.search(vectors, n_docs))
+
+    def search(self, vectors: FloatArray, n_docs: int) -> IntArray:
+        """The ids [B, N] that `retrieve` finds."""
         _, ids = self.searcher.search(vectors, n_docs)
-        return self.fetch(ids)
+        return ids
 
     def fetch(self, ids: IntArray) -> Retrieved:
         """The passages of `ids` [B, N] with their vectors; empty where the id is -1."""

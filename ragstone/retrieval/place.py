@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ragstone.index.threads import WithThreads
 from ragstone.knowledge.source import KnowledgeSource, SourceInfo
 from ragstone.processes.group import ProcessGroup
 from ragstone.retrieval.gathered import GatheredRetriever
@@ -35,7 +36,7 @@ class InEveryProcess:
     device: IndexDevice = "cpu"
     """cuda: exact search over a copy of all vectors on this process's GPU, whatever the index."""
 
-    def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
+    def open(self, location: SourceLocation) -> tuple[SourceInfo, LocalRetriever]:
         """See RetrievalPlace.open."""
         source = KnowledgeSource(Path(location.passages_path), location.index)
         return source.info(), LocalRetriever(source, exact_part(source, 0, 1, self.device))
@@ -50,14 +51,12 @@ class InFirstProcess:
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
         """See RetrievalPlace.open."""
-        opened: list[Retriever] = []
+        opened: list[LocalRetriever] = []
 
         def open_here() -> dict[str, object]:
-            import faiss
-
-            # While the first process searches, the others on its host wait: the search may have all the cores.
-            faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
             info, retriever = InEveryProcess(self.device).open(location)
+            # While the first process searches, the others on its host wait: the search may have all the cores.
+            retriever.searcher = WithThreads(retriever.searcher, len(os.sched_getaffinity(0)))
             opened.append(retriever)
             return dataclasses.asdict(info)
 

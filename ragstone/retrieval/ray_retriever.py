@@ -7,6 +7,7 @@ undivided source has one crew.
 from __future__ import annotations
 
 import math
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -27,6 +28,12 @@ from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, Retrieved
 
 NAMESPACE = "ragstone"
+WORKER_ENVIRONMENT = {
+    # Threads that wait for the next search would spin for some milliseconds, on cores that others want.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # An answer of up to so many bytes travels with its message, not through the object store: a millisecond less.
+    "RAY_max_direct_call_object_size": str(8 * 2**20),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class InRayWorkers:
         # memory, which every host has, is enough to be heard.
         lasting |= {"num_cpus": 0, "memory": 1}
         searching = {"num_gpus": int(self.device == "cuda"), "scheduling_strategy": "SPREAD"}
+        searching["runtime_env"] = {"env_vars": WORKER_ENVIRONMENT}
         # Asked before each search, so it is on this host if that can be.
         here_first = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         worker: Any = ray.remote(RetrievalWorker)
@@ -75,7 +83,7 @@ class InRayWorkers:
             for name in self._names(run, part):
                 options = {**lasting, **searching, "name": name}
                 held.append(worker.options(**options).remote(location, part, self.parts, self.device, here))
-            if self.workers > 1:
+            if self._needs_board:
                 options = {**lasting, "scheduling_strategy": here_first, "name": self._board_name(run, part)}
                 held.append(board.options(**options).remote(self.workers))
         return held
@@ -83,30 +91,38 @@ class InRayWorkers:
     def _crew(self, run: str, part: int) -> Crew:
         return Crew(self._names(run, part), self._board_name(run, part), self.timeout)
 
+    @property
+    def _needs_board(self) -> bool:
+        """Whether several processes ask several workers: a process alone knows what each worker has to do."""
+        return self.workers > 1 and self.processes.place.size > 1
+
     def _names(self, run: str, part: int) -> list[str]:
         return [f"{run}-part{part}-worker{number}" for number in range(self.workers)]
 
     def _board_name(self, run: str, part: int) -> str | None:
-        return f"{run}-part{part}-board" if self.workers > 1 else None
+        return f"{run}-part{part}-board" if self._needs_board else None
 
 
 class Board:
-    """Becomes a Ray actor: what each worker of a crew has to do, for all the processes that ask them."""
+    """What each worker of a crew has to do. Becomes a Ray actor where several processes ask them."""
 
     def __init__(self, workers: int) -> None:
         self._requests = [0] * workers
         self._taken = [0] * workers
+        self._lock = threading.Lock()
 
     def take(self, usable: Sequence[int]) -> int:
         """The worker among `usable` that has least to do, of equals the one that has done least; counts it."""
-        number = min(usable, key=lambda worker: (self._requests[worker], self._taken[worker]))
-        self._requests[number] += 1
-        self._taken[number] += 1
+        with self._lock:
+            number = min(usable, key=lambda worker: (self._requests[worker], self._taken[worker]))
+            self._requests[number] += 1
+            self._taken[number] += 1
         return number
 
     def release(self, number: int) -> None:
         """A request of the worker is done."""
-        self._requests[number] -= 1
+        with self._lock:
+            self._requests[number] -= 1
 
 
 @dataclass
@@ -124,7 +140,7 @@ class Crew:
     """The workers that serve one part of a source."""
 
     def __init__(self, names: Sequence[str], board: str | None, timeout: float) -> None:
-        """Find the workers and their board (None: there is one worker) by name.
+        """Find the workers and their board (None: nobody else asks the workers) by name.
 
         Raises:
             LostError: they are not there.
@@ -133,9 +149,10 @@ class Crew:
 
         try:
             self._workers: list[Any] = [ray.get_actor(name, NAMESPACE) for name in names]
-            self._board: Any = None if board is None else ray.get_actor(board, NAMESPACE)
+            self._shared_board: Any = None if board is None else ray.get_actor(board, NAMESPACE)
         except ValueError as error:
             raise LostError(f"The retrieval workers are not in the Ray cluster any more ({error}).") from error
+        self._own_board = Board(len(names))
         self._gone: dict[int, str] = {}
         self._timeout = timeout
 
@@ -180,22 +197,26 @@ class Crew:
         usable = [number for number in range(len(self._workers)) if number not in self._gone]
         if not usable:
             raise self._lost(next(iter(self._gone.values())))
-        call.worker = usable[0] if self._board is None else self._take(usable)
+        call.worker = self._take(usable)
         call.answer = getattr(self._workers[call.worker], call.method).remote(*call.arguments)
 
     def _take(self, usable: list[int]) -> int:
+        if self._shared_board is None:
+            return self._own_board.take(usable)
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
         try:
-            return int(ray.get(self._board.take.remote(usable), timeout=self._timeout))
+            return int(ray.get(self._shared_board.take.remote(usable), timeout=self._timeout))
         except (GetTimeoutError, RayActorError) as error:
             raise self._lost("the board that divides the work among them is gone") from error
 
     def _release(self, call: Call) -> None:
-        if self._board is not None:
+        if self._shared_board is None:
+            self._own_board.release(call.worker)
+        else:
             # Nobody waits for this, and it is not repeated: a board that was replaced has forgotten the request.
-            self._board.release.options(max_task_retries=0).remote(call.worker)
+            self._shared_board.release.options(max_task_retries=0).remote(call.worker)
 
     def _lost(self, reason: str) -> LostError:
         count = len(self._workers)

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
@@ -39,7 +37,8 @@ class RetrievalWorker:
 
     def retrieve(self, vectors: FloatArray, n_docs: int) -> Message:
         """See Retriever.retrieve; the answer as a message."""
-        return encode(self._retriever().retrieve(vectors, n_docs))
+        retriever = self._retriever()
+        return encode(retriever.search(vectors, n_docs), retriever.source.store)
 
     def search(self, vectors: FloatArray, n_docs: int) -> tuple[FloatArray, IntArray]:
         """Scores [B, N] and ids [B, N] of the best of this part."""
@@ -47,7 +46,7 @@ class RetrievalWorker:
 
     def fetch(self, ids: IntArray) -> Message:
         """The passages of `ids` [B, N], as a message."""
-        return encode(self._retriever().fetch(np.array(ids)))
+        return encode(ids, self._retriever().source.store)
 
     def threads(self) -> int:
         """How many threads a search takes."""

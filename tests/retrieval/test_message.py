@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.retrieval.message import decode, encode
-from ragstone.types import NO_PASSAGE, Passage, Retrieved
+from ragstone.types import NO_PASSAGE
 
-PASSAGES = st.one_of(
-    st.just(NO_PASSAGE),
-    st.builds(Passage, st.integers(0, 2**40), st.text(max_size=9), st.text(max_size=20)),
+ROWS = 7
+
+
+@given(
+    b=st.integers(0, 3),
+    n=st.integers(1, 4),
+    d=st.integers(1, 5),
+    texts=st.lists(st.text(max_size=20), min_size=2 * ROWS, max_size=2 * ROWS),
+    frozen=st.booleans(),
+    data=st.data(),
 )
-
-
-@given(b=st.integers(0, 3), n=st.integers(1, 4), d=st.integers(1, 5), data=st.data())
-def test_what_comes_out_is_what_went_in(b: int, n: int, d: int, data: st.DataObject) -> None:
-    passages = [[data.draw(PASSAGES) for _ in range(n)] for _ in range(b)]
-    ids = np.array([[passage.id for passage in row] for row in passages], dtype=np.int64).reshape(b, n)
-    vectors = np.random.default_rng(0).normal(size=(b, n, d)).astype(np.float32)
-    found = decode(encode(Retrieved(ids, vectors, passages)))
-    assert found.passages == passages
+def test_what_comes_out_is_what_the_store_holds(
+    b: int, n: int, d: int, texts: list[str], frozen: bool, data: st.DataObject
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(ROWS, d)).astype(np.float32)
+    rows = data.draw(st.lists(st.integers(-1, ROWS - 1), min_size=b * n, max_size=b * n))
+    ids = np.array(rows, dtype=np.int64).reshape(b, n)
+    with tempfile.TemporaryDirectory() as folder:
+        with PassageWriter(Path(folder) / "store", d, bytes_per_shard=40) as writer:
+            for row in range(ROWS):
+                writer.write(texts[row : row + 1], texts[ROWS + row : ROWS + row + 1], vectors[row : row + 1])
+        store = PassageStore(Path(folder) / "store")
+        message = encode(ids, store)
+        message.flags.writeable = not frozen
+        found = decode(message)
+        expected = [[NO_PASSAGE if row < 0 else store.passages([row])[0] for row in line] for line in ids.tolist()]
+    assert found.passages == expected
     np.testing.assert_array_equal(found.ids, ids)
-    np.testing.assert_array_equal(found.vectors, vectors)
+    np.testing.assert_array_equal(found.vectors, np.where(ids[..., None] < 0, 0, vectors[ids]))
     assert found.vectors.shape == (b, n, d)
     assert found.ids.flags.writeable and found.vectors.flags.writeable
