@@ -1,6 +1,7 @@
 """What a generator does for the models, whatever its architecture.
 
-Shapes: R contexts (B questions × N passages, or others), S context tokens, T target tokens, V vocabulary.
+Shapes: R contexts (B questions × N passages, or others), A answers per context, S context tokens, T target tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -44,8 +45,16 @@ class Generator(Protocol):
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> EncodedContexts:
         """Read contexts given as (passage part, question part); a long passage is cut, a question never."""
 
-    def logits(self, contexts: EncodedContexts, labels: torch.Tensor) -> torch.Tensor:
-        """Scores [R, T, V] of every token where `labels` [R, T] are the targets, all earlier targets given."""
+    def target_logits(self, contexts: EncodedContexts, labels: torch.Tensor) -> torch.Tensor:
+        """Scores of every token at the positions of targets, all earlier targets given.
+
+        Args:
+            contexts: R contexts.
+            labels: [R, A, T] A answers to each, -100 at padding.
+
+        Returns:
+            [M, V], a row for each of the M labels that are no padding, in their order.
+        """
 
     def search(
         self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding

@@ -30,27 +30,43 @@ def document_log_probs(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
 
 
 def target_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """log p of each target token [R, T], 0 at padding.
+    """log p of each target token, in the shape of `labels`, 0 at padding.
 
     Args:
-        logits: [R, T, V] in any precision; R is any number of rows.
-        labels: [R, T], -100 at padding.
-
-    Only rows of real tokens are taken to float32 and no log-softmax over the vocabulary is kept: gather and
-    log-sum-exp give the same.
+        logits: [M, V] in any precision, for the M labels that are no padding, in their order.
+        labels: any shape, -100 at padding.
     """
-    valid = labels != IGNORED
-    real = logits[valid].float()
-    chosen = real.gather(1, labels[valid].unsqueeze(1)).squeeze(1) - real.logsumexp(dim=1)
-    return torch.zeros(labels.shape, dtype=torch.float32, device=logits.device).masked_scatter(valid, chosen)
+    chosen = -torch.nn.functional.cross_entropy(logits.float(), labels[labels != IGNORED], reduction="none")
+    return _placed(chosen, labels)
 
 
 def mean_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """log p averaged over the vocabulary at each target position [R, T], 0 at padding: what label smoothing adds."""
+    """log p averaged over the vocabulary at each target position: what label smoothing adds. See target_log_probs."""
+    real = logits.float()
+    return _placed(real.mean(dim=1) - real.logsumexp(dim=1), labels)
+
+
+def mean_marginal_log_probs(logits: torch.Tensor, doc_log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The marginal's log p averaged over the vocabulary at each target position [B, T], 0 at padding.
+
+    Args:
+        logits: [M, V] for those labels of B questions with each of N passages [B, N, T] that are no padding, in order.
+        doc_log_probs: [B, N]
+        labels: [B, T], -100 at padding.
+    """
     valid = labels != IGNORED
-    real = logits[valid].float()
-    means = real.mean(dim=1) - real.logsumexp(dim=1)
-    return torch.zeros(labels.shape, dtype=torch.float32, device=logits.device).masked_scatter(valid, means)
+    counts = valid.sum(dim=1).tolist()
+    n = doc_log_probs.shape[1]
+    means = []
+    for rows, prior in zip(logits.split([n * count for count in counts]), doc_log_probs, strict=True):
+        marginal = marginal_logits(rows.view(1, n, -1, rows.shape[-1]), prior.unsqueeze(0))
+        means.append(marginal.squeeze(0).mean(dim=1))
+    return _placed(torch.cat(means), labels)
+
+
+def _placed(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`values` [M] where `labels` are no padding, 0 elsewhere."""
+    return torch.zeros(labels.shape, device=values.device).masked_scatter(labels != IGNORED, values)
 
 
 def sequence_log_likelihood(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
@@ -91,7 +107,9 @@ def token_posterior(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) 
 
 def marginal_logits(logits: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
     """RAG-Token's log p(y_i|x,y_<i) over the whole vocabulary [B, T, V] from [B, N, T, V] and [B, N]."""
-    return (logits.float().log_softmax(dim=-1) + doc_log_probs[:, :, None, None]).logsumexp(dim=1)
+    logits = logits.float()
+    # One pass less over the vocabulary than a log-softmax and a sum would take.
+    return (logits + (doc_log_probs[:, :, None, None] - logits.logsumexp(dim=-1, keepdim=True))).logsumexp(dim=1)
 
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:

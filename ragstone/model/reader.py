@@ -1,6 +1,7 @@
 """The reader: a generator that reads N passages for each question and marginalises them out.
 
-Shapes: B questions, N passages per question, C candidate answers, T target tokens, V vocabulary.
+Shapes: B questions, N passages per question, C candidate answers, R contexts, A answers per context, T target tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.generator import EncodedContexts, Generator
 from ragstone.model.marginal import (
     IGNORED,
-    marginal_logits,
     mean_log_probs,
+    mean_marginal_log_probs,
     sequence_log_likelihood,
     sequence_posterior,
     target_log_probs,
@@ -85,9 +86,9 @@ class Reader:
             smoothing: also give what label smoothing needs.
         """
         questions, n = doc_log_probs.shape
-        per_passage = labels.repeat_interleave(n, dim=0)
-        logits = self.generator.logits(contexts, per_passage)
-        token_log_probs = target_log_probs(logits, per_passage).view(questions, n, -1)
+        per_passage = labels.unsqueeze(1).expand(-1, n, -1)
+        logits = self.generator.target_logits(contexts, per_passage.reshape(questions * n, 1, -1))
+        token_log_probs = target_log_probs(logits, per_passage)
         reading = self._marginalise(token_log_probs, doc_log_probs, labels)
         if not smoothing:
             return reading
@@ -158,35 +159,34 @@ class Reader:
         self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, candidates: list[Candidate]
     ) -> dict[Candidate, Hypothesis]:
         """log p(y|x) and posterior of every candidate, marginalised over its readers."""
-        opening = self._openings(candidates)
-        scored = {}
-        for part in _parts(candidates):
-            labels = _pad([candidate.labels for candidate in part], doc_log_probs.device)
-            token_log_probs, prior = self._read_pairs(contexts, doc_log_probs, part, labels)
-            for i, candidate in enumerate(part):
-                labels[i, : opening[candidate.question]] = IGNORED
-            token_log_probs = token_log_probs.masked_fill((labels == IGNORED).unsqueeze(1), 0.0)
-            reading = self._marginalise(token_log_probs, prior, labels)
-            values = zip(part, reading.log_likelihood.tolist(), reading.posterior.tolist(), strict=True)
-            for candidate, score, posterior in values:
-                scored[candidate] = Hypothesis(candidate.labels, score, tuple(posterior))
-        return scored
-
-    def _read_pairs(
-        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, part: list[Candidate], labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token log-probabilities [C, N, T] of `labels` [C, T] and priors [C, N], -inf where nobody reads."""
+        if not candidates:
+            return {}
         n, device = doc_log_probs.shape[1], doc_log_probs.device
-        pairs = [(i, reader) for i, candidate in enumerate(part) for reader in candidate.readers]
-        owner, reader = torch.tensor(pairs, device=device).unbind(dim=1)
-        question = torch.tensor([candidate.question for candidate in part], device=device)[owner]
-        pair_labels = labels[owner]
-        logits = self.generator.logits(contexts.select(question * n + reader), pair_labels)
-        token_log_probs = torch.zeros(len(part), n, labels.shape[1], device=device)
-        token_log_probs[owner, reader] = target_log_probs(logits, pair_labels)
-        prior = torch.full((len(part), n), -torch.inf, device=device)
-        prior[owner, reader] = doc_log_probs[question, reader]
-        return token_log_probs, prior
+        labels = _pad([candidate.labels for candidate in candidates], device)
+        token_log_probs = torch.zeros(len(candidates), n, labels.shape[1], device=device)
+        prior = torch.full((len(candidates), n), -torch.inf, device=device)
+        for part in _parts(candidates, n):
+            rows = torch.tensor([context for context, _ in part], device=device)
+            read = torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(answers, device=device) for _, answers in part], batch_first=True, padding_value=-1
+            )
+            # [R, A, T]: the candidates that each context is read for.
+            wanted = labels[read].masked_fill((read < 0).unsqueeze(2), IGNORED)
+            wanted = wanted[:, :, : int((wanted != IGNORED).any(dim=0).any(dim=0).sum())]
+            found = target_log_probs(self.generator.target_logits(contexts.select(rows), wanted), wanted)
+            context, answer = (read >= 0).nonzero(as_tuple=True)
+            owner, reader = read[context, answer], rows[context] % n
+            token_log_probs[owner, reader, : wanted.shape[2]] = found[context, answer]
+            prior[owner, reader] = doc_log_probs.flatten()[rows[context]]
+        opening = self._openings(candidates)
+        for i, candidate in enumerate(candidates):
+            labels[i, : opening[candidate.question]] = IGNORED
+        token_log_probs = token_log_probs.masked_fill((labels == IGNORED).unsqueeze(1), 0.0)
+        reading = self._marginalise(token_log_probs, prior, labels)
+        values = zip(candidates, reading.log_likelihood.tolist(), reading.posterior.tolist(), strict=True)
+        return {
+            candidate: Hypothesis(candidate.labels, score, tuple(posterior)) for candidate, score, posterior in values
+        }
 
     def _openings(self, candidates: list[Candidate]) -> dict[int, int]:
         """For each question, how many first labels say nothing: a start-of-sequence token before all its candidates.
@@ -215,15 +215,14 @@ class Reader:
         get_nll sums log-probabilities over the vocabulary before the log-sum-exp over passages, prior included, so
         that the passage that fits best decides nearly alone; the same is computed here from averages.
         """
-        questions, n = doc_log_probs.shape
-        vocabulary = logits.shape[-1]
+        n = doc_log_probs.shape[1]
         if self.marginalisation == "sequence":
-            means = mean_log_probs(logits, labels.repeat_interleave(n, dim=0)).view(questions, n, -1).sum(dim=2)
+            vocabulary = logits.shape[-1]
+            means = mean_log_probs(logits, labels.unsqueeze(1).expand(-1, n, -1)).sum(dim=2)
             return ((means + doc_log_probs) * vocabulary).logsumexp(dim=1) / vocabulary
         if n == 1:
             return mean_log_probs(logits, labels).sum(dim=1)
-        marginal = marginal_logits(logits.view(questions, n, -1, vocabulary), doc_log_probs)
-        return marginal.mean(dim=-1).masked_fill(labels == IGNORED, 0.0).sum(dim=1)
+        return mean_marginal_log_probs(logits, doc_log_probs, labels).sum(dim=1)
 
 
 @contextlib.contextmanager
@@ -237,17 +236,26 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _parts(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
-    """Candidates in runs of about TOKENS_AT_ONCE padded target tokens over all their readers."""
-    part: list[Candidate] = []
-    pairs = length = 0
-    for candidate in candidates:
-        pairs += len(candidate.readers)
-        length = max(length, len(candidate.labels))
-        if part and pairs * length > TOKENS_AT_ONCE:
+def _parts(candidates: Sequence[Candidate], n: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Contexts, each with the numbers of the candidates that it is read for, in runs.
+
+    A run takes about TOKENS_AT_ONCE target tokens, when each of its contexts has as many candidates as the one that
+    has most, and each candidate as many tokens as the longest; so contexts stand in the order of their candidates'
+    number.
+    """
+    answers: dict[int, list[int]] = {}
+    for number, candidate in enumerate(candidates):
+        for reader in candidate.readers:
+            answers.setdefault(candidate.question * n + reader, []).append(number)
+    part: list[tuple[int, list[int]]] = []
+    longest = 0
+    for context, numbers in sorted(answers.items(), key=lambda item: len(item[1])):
+        length = max(len(candidates[number].labels) for number in numbers)
+        longest = max(longest, length)
+        if part and (len(part) + 1) * len(numbers) * longest > TOKENS_AT_ONCE:
             yield part
-            part, pairs, length = [], len(candidate.readers), len(candidate.labels)
-        part.append(candidate)
+            part, longest = [], length
+        part.append((context, numbers))
     if part:
         yield part
 

@@ -5,10 +5,12 @@ Shapes: R contexts, S context tokens, T target tokens, V vocabulary, G groups, N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.errors import InputError
@@ -16,6 +18,11 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.generator import EncodedContexts
 from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import MarginalSearch
+from ragstone.model.shared_attention import share_contexts
+
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 65536}
+"""Tokens of contexts of like length that are encoded together: enough to fill the processor. Longer batches would be
+padded more."""
 
 
 class Seq2SeqGenerator:
@@ -24,6 +31,7 @@ class Seq2SeqGenerator:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._shares_contexts = share_contexts(model)
 
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """See Generator.tokenize_targets: what the tokenizer gives for target text is what the model calls labels."""
@@ -39,30 +47,51 @@ class Seq2SeqGenerator:
         return labels.to(self.model.device)
 
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> EncodedContexts:
-        """See Generator.encode. Padded to the longest context of the batch, not to `max_length`."""
+        """See Generator.encode. Contexts of like length are encoded together, padded to the longest of them."""
         ids = self._context_ids(contexts, max_length)
-        batch = self.tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(self.model.device)
-        output = self.model.get_encoder()(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True
-        )
-        return EncodedContexts(output.last_hidden_state, batch["attention_mask"])
+        longest = max(map(len, ids))
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        states, masks = [], []
+        for rows in _runs([len(ids[row]) for row in order], TOKENS_AT_ONCE[self.model.device.type]):
+            batch = self.tokenizer.pad(
+                {"input_ids": [ids[row] for row in order[rows]]}, padding_side="right", return_tensors="pt"
+            ).to(self.model.device)
+            mask = batch["attention_mask"]
+            output = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
+            missing = longest - mask.shape[1]
+            states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
+            masks.append(pad(mask, (0, missing)))
+        place = torch.tensor(order, device=self.model.device).argsort()
+        return EncodedContexts(torch.cat(states)[place], torch.cat(masks)[place])
 
-    def logits(self, contexts: EncodedContexts, labels: torch.Tensor) -> torch.Tensor:
-        """See Generator.logits. The decoder's input is the labels shifted right behind the start token."""
-        output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=contexts.states),
-            attention_mask=contexts.attention_mask,
-            decoder_input_ids=self._shift_right(labels),
-            use_cache=False,
-        )
-        return output.logits
+    def target_logits(self, contexts: EncodedContexts, labels: torch.Tensor) -> torch.Tensor:
+        """See Generator.target_logits. The decoder's input is the labels shifted right behind the start token."""
+        states, mask = contexts.states, contexts.attention_mask
+        answers = labels.shape[1]
+        if answers > 1 and not self._shares_contexts:
+            states, mask = states.repeat_interleave(answers, dim=0), mask.repeat_interleave(answers, dim=0)
+        labels = labels.flatten(0, 1)
+        with _only_at(labels != IGNORED, self.model.get_output_embeddings()):
+            output = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=mask,
+                decoder_input_ids=self._shift_right(labels),
+                use_cache=False,
+            )
+        return output.logits.squeeze(0)
 
     @torch.no_grad()
     def search(
         self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
     ) -> list[list[list[int]]]:
         """See Generator.search."""
-        search: Any = MarginalSearch(self.model, contexts.states, contexts.attention_mask, doc_log_probs)
+        search: Any = MarginalSearch(
+            self.model,
+            contexts.states,
+            contexts.attention_mask,
+            doc_log_probs,
+            shares_contexts=self._shares_contexts,
+        )
         start = self._start_token()
         sequences = search.generate(
             torch.full((len(doc_log_probs), 1), start, device=doc_log_probs.device),
@@ -129,6 +158,27 @@ class Seq2SeqGenerator:
         return [list(words) for words in decoding.bad_words_ids] or None
 
 
+@contextmanager
+def _only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:
+    """Let `head`, which maps states [R, T, D] to the vocabulary, do so at some positions only.
+
+    The vocabulary is the widest layer by far, and what it gives at padding is of no use.
+
+    Args:
+        positions: [R, T], true at M positions.
+        head: a module; it gives [1, M, V] in the end.
+    """
+
+    def select(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (arguments[0][positions].unsqueeze(0),)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def refuse_decoder_only(name: str, config: Any) -> None:
     """Refuse a generator that has no encoder.
 
@@ -140,6 +190,16 @@ def refuse_decoder_only(name: str, config: Any) -> None:
             f"{name} is a {config.model_type} model, which is no sequence-to-sequence generator; take one that has an "
             "encoder and a decoder, such as BART or T5."
         )
+
+
+def _runs(lengths: Sequence[int], tokens: int) -> list[slice]:
+    """`lengths`, which ascend, in runs of at most so many tokens, or one row, when padded to the longest of each."""
+    runs, first = [], 0
+    for row, length in enumerate(lengths):
+        if row > first and (row + 1 - first) * length > tokens:
+            runs.append(slice(first, row))
+            first = row
+    return [*runs, slice(first, len(lengths))]
 
 
 def _special_ends(special: Sequence[int]) -> tuple[int, int]:

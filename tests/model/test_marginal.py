@@ -17,6 +17,7 @@ from ragstone.model.marginal import (
     entropy,
     marginal_logits,
     mean_log_probs,
+    mean_marginal_log_probs,
     sequence_log_likelihood,
     sequence_posterior,
     target_log_probs,
@@ -130,23 +131,23 @@ def test_half_precision_is_summed_in_float32(precision: torch.dtype) -> None:
 def test_target_log_probs(precision: torch.dtype) -> None:
     logits = (4 * torch.randn(3, 4, 7)).to(precision)
     labels = torch.tensor([[1, 2, 3, 4], [6, -100, -100, -100], [-100, 5, -100, 0]])
-    found = target_log_probs(logits, labels)
+    valid = labels != -100
+    found = target_log_probs(logits[valid], labels)
     everything = logits.float().log_softmax(dim=-1)
-    expected = everything.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2).masked_fill(labels == -100, 0.0)
+    expected = everything.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2).masked_fill(~valid, 0.0)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(mean_log_probs(logits, labels), everything.mean(2).masked_fill(labels == -100, 0.0))
+    torch.testing.assert_close(mean_log_probs(logits[valid], labels), everything.mean(2).masked_fill(~valid, 0.0))
 
 
-def test_gradients_reach_logits_and_scores_and_stop_at_padding() -> None:
-    logits = torch.randn(2, 3, 5, requires_grad=True)
+def test_gradients_reach_logits_and_scores() -> None:
+    logits = torch.randn(4, 5, requires_grad=True)
     scores = torch.randn(1, 2, requires_grad=True)
-    labels = torch.tensor([[1, 2, -100]]).expand(2, 3)
+    labels = torch.tensor([[[1, 2, -100]]]).expand(1, 2, 3)
     prior = document_log_probs(scores, torch.ones(1, 2, dtype=torch.bool))
-    sequence_log_likelihood(target_log_probs(logits, labels).view(1, 2, 3), prior).sum().backward()
+    sequence_log_likelihood(target_log_probs(logits, labels), prior).sum().backward()
     assert logits.grad is not None and scores.grad is not None
-    assert (logits.grad[:, :2].abs().sum(dim=2) > 0).all()
-    assert (logits.grad[:, 2] == 0).all()
+    assert (logits.grad.abs().sum(dim=1) > 0).all()
     # Raising every score alike changes nothing.
     assert scores.grad.sum().item() == pytest.approx(0, abs=1e-6)
     assert scores.grad.abs().sum() > 0
@@ -184,6 +185,15 @@ def test_marginal_logits_are_log_probabilities() -> None:
     expected = torch.einsum("bn,bntv->btv", prior.exp(), logits.softmax(dim=-1)).log()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(2, 4))
+
+
+def test_the_mean_over_the_vocabulary_of_the_marginal() -> None:
+    logits, prior = torch.randn(2, 3, 4, 5), document_log_probs(torch.randn(2, 3), torch.ones(2, 3, dtype=torch.bool))
+    labels = torch.tensor([[1, 2, -100, -100], [0, 1, 2, 3]])
+    valid = labels != -100
+    selected = logits[valid.unsqueeze(1).expand(-1, 3, -1)]
+    expected = marginal_logits(logits, prior).mean(dim=-1).masked_fill(~valid, 0.0)
+    torch.testing.assert_close(mean_marginal_log_probs(selected, prior, labels), expected)
 
 
 def test_entropy() -> None:

@@ -86,7 +86,7 @@ def test_an_answer_tells_prior_and_posterior(open_rag: Callable[..., Any], model
     labels = torch.tensor([answer.labels])
     contexts = model.generator.encode(model.options.context.texts([passages], QUESTIONS[:1]), 300)
     with torch.no_grad():
-        logits = model.generator.logits(contexts, labels.expand(3, -1))
+        logits = model.generator.target_logits(contexts, labels.expand(3, 1, -1)).view(3, len(answer.labels), -1)
     tokens = logits.softmax(dim=-1)[:, range(labels.shape[1]), labels[0]].numpy()
     if len(answer.labels) > 1 and answer.labels[0] == 0:
         tokens = tokens[:, 1:]

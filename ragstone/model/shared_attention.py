@@ -1,0 +1,68 @@
+"""Attention of several decoder rows to one context.
+
+Beams and candidate answers of a context attend to the same keys and values. A decoder that gets fewer rows of encoder
+states than it has rows of tokens computes and keeps those once per context, and this attention function, which
+transformers' models call, lets the rows of a context look at them together.
+
+Shapes: R contexts, A answers per context (the fastest dimension of the R·A rows), T target tokens, S context tokens,
+H heads, D dimensions of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+NAME = "ragstone_shared"
+
+
+def share_contexts(model: Any) -> bool:
+    """Let the decoder of `model` take R rows of encoder states for R·A rows of tokens; whether it can."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    if model.config._attn_implementation not in ("sdpa", NAME):
+        return False
+    AttentionInterface.register(NAME, shared_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def shared_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention on torch's fused kernel, for keys of fewer rows than the queries too.
+
+    Args:
+        module: the attention layer.
+        query: [R·A, H, T, D]
+        key: [R, H, S, D]
+        value: [R, H, S, D]
+        attention_mask: [R, 1, 1 or T, S], the same for all queries of a row where A is above 1.
+        options: as transformers' attention functions take them.
+
+    Returns:
+        [R·A, T, H, D], and None for the weights.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows, heads, tokens, size = query.shape
+    contexts = len(key)
+    if rows == contexts:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return output, None
+    together = query.view(contexts, -1, heads, tokens, size).transpose(1, 2).reshape(contexts, heads, -1, size)
+    mask = None if attention_mask is None else attention_mask[:, :, :1]
+    bias = options.pop("position_bias", None)
+    if bias is not None:
+        # T5's cross-attention knows no positions: its bias is the same for all queries.
+        options["position_bias"] = bias[:, :, :1]
+    output, _ = sdpa_attention_forward(module, together, key, value, mask, **options)
+    return output.view(contexts, -1, tokens, heads, size).flatten(0, 1), None
