@@ -36,6 +36,24 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(place)
 
 
+def test_compare(tmp_path: Path, checkpoint_folder: Path, source_folder: Path) -> None:
+    """Both sides do the works on a tiny checkpoint and agree, as far as the benchmark demands."""
+    (tmp_path / "test.source").write_text("who founded the town ?\nwhat is blue ?\n" * 20)
+    (tmp_path / "test.target").write_text("otto\nthe old river\n" * 20)
+    figures, results = tmp_path / "figures.json", tmp_path / "compare.md"
+    where = [f"--checkpoint={checkpoint_folder}", f"--passages_path={source_folder}", f"--data_dir={tmp_path}"]
+    what = ["--only=train_sequence,train_token,generate_token,retrieve,build_knowledge", "--n_docs=3"]
+    command = [sys.executable, "-m", "benchmarks.compare", *where, *what, f"--json={figures}", f"--results={results}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    records: list[dict[str, Any]] = json.loads(figures.read_text())
+    assert [record["name"] for record in records] == what[0].removeprefix("--only=").split(",")
+    for record in records:
+        assert record["ratio"] == pytest.approx(record["reference_s"] / record["ragstone_s"])
+        assert min(record["reference_mib"], record["ragstone_mib"]) > 100
+        assert f"| {record['name']} |" in results.read_text()
+
+
 @pytest.mark.parametrize(
     ("backends", "processes", "askers"),
     [

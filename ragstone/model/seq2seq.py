@@ -48,7 +48,7 @@ class Seq2SeqGenerator:
 
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> EncodedContexts:
         """See Generator.encode. Contexts of like length are encoded together, padded to the longest of them."""
-        ids = self._context_ids(contexts, max_length)
+        ids = self.context_ids(contexts, max_length)
         longest = max(map(len, ids))
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         states, masks = [], []
@@ -113,7 +113,7 @@ class Seq2SeqGenerator:
         """See Generator.is_preamble."""
         return label == self._bos()
 
-    def _context_ids(self, contexts: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
+    def context_ids(self, contexts: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
         """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage.
 
         Only when the passage is used up is the end of the question cut.
