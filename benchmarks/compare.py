@@ -105,7 +105,7 @@ def _answer(side: Side, inputs: Inputs) -> list[str]:
 WORKS = {
     "train_sequence": Work("a fine-tuning step, 8 questions", _step, _same_number),
     "train_token": Work("a fine-tuning step, 8 questions", _step, _same_number, "rag_token"),
-    "generate_sequence": Work("thorough decoding, 4 beams, 32 questions", _answer, _same_answers, repeats=2),
+    "generate_sequence": Work("thorough decoding, 4 beams, 32 questions", _answer, _same_answers, repeats=1),
     "generate_token": Work("beam search, 4 beams, 32 questions", _answer, _same_answers, "rag_token", repeats=2),
     "retrieve": Work(
         "32 question vectors to tokenised contexts",
@@ -293,9 +293,8 @@ def _page(records: Sequence[Record], settings: Settings, command: str) -> str:
         "",
         *(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *map(_cells, records)]),
         "",
-        "RagSequenceForGeneration.generate is repaired on the reference's side: as it is, the generator reads the padding",
-        "of a context as text. Dropout is off. The optimiser is AdamW on both sides, the reference's as its own loop",
-        "makes it.",
+        "RagSequenceForGeneration.generate is repaired on the reference's side: it lets the generator read padding as",
+        "text. Dropout is off. The optimiser is AdamW on both sides, the reference's as its own loop makes it.",
         "",
     ]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from transformers.models.dpr.modeling_dpr import DPRQuestionEncoderOutput
 from ragstone.encoders.precision import Precision, autocast, best_device
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.model.checkpoint import load_checkpoint
+from ragstone.model.checkpoint import load_checkpoint, own_settings
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, locate_source, open_model
 from ragstone.model.rag import RagModel, RagType
@@ -147,6 +147,8 @@ class Reference:
         encoder = load_checkpoint(setup.checkpoint).question_encoder
         encoder.model = model.rag.question_encoder
         model.rag.question_encoder = Pooled(encoder.eval())
+        # The end token and its like, which transformers does not keep in a RAG checkpoint.
+        model.rag.generator.generation_config.update(**own_settings(model.config).get("generation", {}))
         _mask_padding(model.rag.generator)
         self.model = model.to(best_device())
         self._encoder = encoder
@@ -217,11 +219,19 @@ class Reference:
 
 
 def _mask_padding(generator: Any) -> None:
-    """Repair RagSequenceForGeneration.generate, which lets the generator read the padding of a context as text."""
+    """Repair what RagSequenceForGeneration.generate gets of padding.
+
+    It lets the generator read the padding of a context as text. And beam search pads answers with the end token where
+    the padding token's number is 0, which then counts as text in their scores.
+    """
     search, padding = generator.generate, generator.config.pad_token_id
+    end = generator.generation_config.eos_token_id
 
     def masked(ids: torch.Tensor, **options: Any) -> Any:
-        return search(ids, **{**options, "attention_mask": (ids != padding).long()})
+        found = search(ids, **{**options, "attention_mask": (ids != padding).long()})
+        behind = (found[:, 1:] == end).cumsum(dim=1) - (found[:, 1:] == end).long() > 0
+        found[:, 1:][behind] = padding
+        return found
 
     generator.generate = masked
 
