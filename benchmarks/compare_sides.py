@@ -195,9 +195,8 @@ class Reference:
         encoder, found = self._encoder, []
         for start in range(0, len(texts), 16):
             rows = slice(start, start + 16)
-            joined = [f"{title} {text}" for title, text in zip(titles[rows], texts[rows], strict=True)]
-            limit = encoder.settings.max_length
-            batch = encoder.tokenizer(joined, truncation=True, padding=True, max_length=limit, return_tensors="pt")
+            tokens = encoder.token_lists(texts[rows], titles[rows])
+            batch = encoder.tokenizer.pad(tokens, return_tensors="pt")
             with autocast(best_device(), self._precision):
                 found.append(encoder(**batch.to(best_device())).float().cpu().numpy())
         return np.concatenate(found)

@@ -36,6 +36,7 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(place)
 
 
+@pytest.mark.slow
 def test_compare(tmp_path: Path, checkpoint_folder: Path, source_folder: Path) -> None:
     """Both sides do the works on a tiny checkpoint and agree, as far as the benchmark demands."""
     (tmp_path / "test.source").write_text("who founded the town ?\nwhat is blue ?\n" * 20)
