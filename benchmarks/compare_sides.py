@@ -104,6 +104,13 @@ class Ragstone:
         model.generator.context_ids(format_.texts(found.passages, questions), format_.max_length)
         return torch.from_numpy(found.ids)
 
+    def context_lengths(self, questions: Sequence[str]) -> tuple[list[int], int]:
+        """Tokens of each context of `questions`, and how many are read at most."""
+        model: Any = self._model
+        format_ = model.options.context
+        texts = format_.texts([[found.passage for found in row] for row in model.retrieve(questions)], questions)
+        return [len(ids) for ids in model.generator.context_ids(texts, format_.max_length)], format_.max_length
+
     def embed(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         encoder = self._model.question_encoder
         with torch.no_grad():

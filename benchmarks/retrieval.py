@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.machine import command
 from benchmarks.retrieval_record import METHOD, PEER, Record, page, record, table
 from benchmarks.retrieval_timing import BACKENDS, Task, timed
 from benchmarks.synthetic_source import SyntheticSource, estimated_seconds
@@ -71,15 +71,15 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark as the command line says, and return the exit code."""
     try:
         settings = parse_settings(Settings, arguments, PROGRAM, "Time the ways of retrieval against the bare search.")
-        run(settings, f"{PROGRAM} {shlex.join(arguments)}")
+        run(settings, command(PROGRAM, settings))
     except (InputError, LostError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(settings: Settings, command: str) -> None:
-    """Build what is missing, time what `settings` name, print and write the figures.
+def run(settings: Settings, line: str) -> None:
+    """Build what is missing, time what `settings` name, print and write the figures; `line` is the command for it.
 
     Raises:
         InputError: the disk has no room.
@@ -101,12 +101,12 @@ def run(settings: Settings, command: str) -> None:
             for backend in settings.backends.split(","):
                 records.append(_measure(source, index, backend, settings))
                 # A run of hours that is cut off keeps what it has.
-                _write(settings, records, left_out, command)
+                _write(settings, records, left_out, line)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table(records))
     for text in (METHOD, *left_out, PEER):
         console.print(text, highlight=False, markup=False)
-    _write(settings, records, left_out, command)
+    _write(settings, records, left_out, line)
 
 
 def _build(source: SyntheticSource, index: str, settings: Settings) -> None:
@@ -145,12 +145,12 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _write(settings: Settings, records: Sequence[Record], left_out: Sequence[str], command: str) -> None:
+def _write(settings: Settings, records: Sequence[Record], left_out: Sequence[str], line: str) -> None:
     if settings.json is not None:
         write_text(settings.json, json.dumps([dataclasses.asdict(each) for each in records], indent=2) + "\n")
     if settings.results is not None and records:
         settings.results.parent.mkdir(parents=True, exist_ok=True)
-        write_text(settings.results, page(records, left_out, command))
+        write_text(settings.results, page(records, left_out, line))
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:

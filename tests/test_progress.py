@@ -43,6 +43,8 @@ def test_a_bar_within_another_stands_below_it() -> None:
     drawn = on_a_terminal()
     assert "loss 1" in drawn
     assert "/s" in drawn
+    # The rate, and the time that is left.
+    assert "0:00:00" in drawn
     assert "step 1 done" in drawn
     frames = drawn.split("\x1b[2K")
     below = [frame for frame in frames if "train" in frame and "evaluate" in frame.partition("\n")[2]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragstone.errors import InputError
 from ragstone.output import refuse_used_folder, write_lines, write_text
-from ragstone.settings import parse_settings
+from ragstone.settings import parse_settings, save_settings
 
 if TYPE_CHECKING:
     from ragstone.demo.almanac import Entity, Question
@@ -66,57 +66,59 @@ def demo(settings: DemoSettings) -> Demo:
     refuse_used_folder(folder, "--output_dir")
     _print_title("An invented almanac, with questions; the test asks about entities that training never asks about")
     tested = _write_almanac(settings)
-    data, retriever = folder / "data", folder / "retriever"
-    knowledge, changed = folder / "knowledge", folder / "knowledge_changed"
+    save_settings(settings, folder / "settings.yaml")
+    where = shlex.quote(str(folder))
+    data, retriever = f"{where}/data", f"{where}/retriever"
+    knowledge, changed = f"{where}/knowledge", f"{where}/knowledge_changed"
 
     _print_title("A retriever: question and passage encoder, from scratch")
     _ragstone(
-        f"train-retriever --train_path {folder}/retriever.json --output_dir {retriever} --shared --batch_size 64 "
+        f"train-retriever --train_path {where}/retriever.json --output_dir {retriever} --shared --batch_size 64 "
         f"--vocab_size {VOCABULARY} --max_steps {RETRIEVER_STEPS} --seed {seed}"
     )
     _print_title("The almanac as a searchable knowledge source")
     build = f"build-knowledge --dpr_ctx_encoder_model_name {retriever}/passage_encoder --index flat"
-    _ragstone(f"{build} --csv_path {folder}/almanac.tsv --output_dir {knowledge}")
+    _ragstone(f"{build} --csv_path {where}/almanac.tsv --output_dir {knowledge}")
 
     _print_title("A small generator from scratch, joined with the question encoder")
     _ragstone(
-        f"new-generator --dest {folder}/generator --csv_path {folder}/almanac.tsv --data_dir {data} "
+        f"new-generator --dest {where}/generator --csv_path {where}/almanac.tsv --data_dir {data} "
         f"--vocab_size {VOCABULARY} --seed {seed}"
     )
     _ragstone(
-        f"consolidate --model_type rag_sequence --dest {folder}/rag --generator_name_or_path {folder}/generator "
+        f"consolidate --model_type rag_sequence --dest {where}/rag --generator_name_or_path {where}/generator "
         f"--question_encoder_name_or_path {retriever}/question_encoder"
     )
     precision = "--bf16 " if fast_bfloat16(best_device()) else ""
     train = f"finetune --data_dir {data} --passages_path {knowledge} {precision}--dropout 0 --num_beams 1 --seed {seed}"
     _print_title("Fine-tuning: first to read the best passage, until copying names from it is learned")
     _ragstone(
-        f"{train} --output_dir {folder}/reading --model_name_or_path {folder}/rag --n_docs 1 --train_batch_size 64 "
+        f"{train} --output_dir {where}/reading --model_name_or_path {where}/rag --n_docs 1 --train_batch_size 64 "
         f"--max_steps {settings.max_steps} --num_train_epochs 100 --learning_rate 2e-3 --warmup_steps 50 "
         f"--freeze_question_encoder --val_check_interval {settings.max_steps // 2}"
     )
     _print_title("Fine-tuning: then question encoder and generator together, three passages marginalised out")
     _ragstone(
-        f"{train} --output_dir {folder}/run --model_name_or_path {folder}/reading/best --n_docs 3 "
+        f"{train} --output_dir {where}/run --model_name_or_path {where}/reading/best --n_docs 3 "
         f"--train_batch_size 32 --max_steps {JOINT_STEPS} --learning_rate 3e-4 --question_encoder_learning_rate 1e-5 "
         f"--val_check_interval {JOINT_STEPS // 2}"
     )
     _print_title("How well it retrieves and answers")
-    best = folder / "run" / "best"
+    best = f"{where}/run/best"
     evaluate = f"eval --model_name_or_path {best} --evaluation_set {data}/test.source --num_beams 2"
     retrieved = _ragstone(
-        f"{evaluate} --eval_mode retrieval --gold_data_path {data}/test.pages --predictions_path {folder}/test.titles"
+        f"{evaluate} --eval_mode retrieval --gold_data_path {data}/test.pages --predictions_path {where}/test.titles"
     )
     answered = _ragstone(
-        f"{evaluate} --gold_data_path {data}/test.gold_qa.tsv --predictions_path {folder}/test.predictions"
+        f"{evaluate} --gold_data_path {data}/test.gold_qa.tsv --predictions_path {where}/test.predictions"
     )
     _print_title("Questions, with the passages behind the answers")
     for question in tested[:3]:
         _ragstone(f"ask --model_name_or_path {best} --question {shlex.quote(question.text)}")
 
     _print_title("Other facts: the knowledge source is swapped, the model stays as it is")
-    _ragstone(f"{build} --csv_path {folder}/almanac_changed.tsv --output_dir {changed}")
-    after = f"{evaluate} --passages_path {changed} --predictions_path {folder}/changed.predictions"
+    _ragstone(f"{build} --csv_path {where}/almanac_changed.tsv --output_dir {changed}")
+    after = f"{evaluate} --passages_path {changed} --predictions_path {where}/changed.predictions"
     swapped = _ragstone(f"{after} --gold_data_path {data}/changed.gold_qa.tsv")
     stale = _ragstone(f"{after} --gold_data_path {data}/test.gold_qa.tsv")
     _ragstone(f"ask --model_name_or_path {best} --passages_path {changed} --question {shlex.quote(tested[0].text)}")

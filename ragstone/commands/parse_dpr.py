@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ragstone.errors import InputError
+from ragstone.settings import save_settings
 
 BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 """White space that would end a line or a column of the files that are written."""
@@ -73,6 +74,7 @@ def parse_dpr(settings: ParseDprSettings) -> ParsedDpr:
             questions, titles = questions + 1, titles + len(found)
         if not questions:
             raise InputError(f"{settings.src_path} has no entry with a titled positive context ({skipped} without).")
+    save_settings(settings, settings.evaluation_set.with_name(f"{settings.evaluation_set.name}.settings.yaml"))
     return ParsedDpr(settings.evaluation_set, settings.gold_data_path, questions, titles, skipped)
 
 

@@ -19,6 +19,9 @@ class TextColumn:
         """`array` has Arrow's type string or large_string, or becomes one in memory."""
         if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
             array = array.cast(pa.string())
+        if array.null_count:
+            # Arrow says nothing of the bytes of a missing value.
+            array = array.fill_null("")
         _, offsets, data = array.buffers()
         width = np.dtype(np.int64 if pa.types.is_large_string(array.type) else np.int32)
         self._offsets = np.frombuffer(offsets, width, len(array) + 1, array.offset * width.itemsize)

@@ -92,6 +92,11 @@ def locate_source(passages_path: str | None, index_path: str | None, index_name:
 
 
 def _open_rag(request: ModelRequest) -> RagModel:
+    if request.tokenizer_name is not None:
+        raise InputError(
+            f"--tokenizer_name is {request.tokenizer_name}, but {request.name_or_path} is a RAG checkpoint, which has "
+            "two tokenizers of its own; leave it out, or join the parts anew with ragstone consolidate."
+        )
     checkpoint = load_checkpoint(
         request.name_or_path,
         cache_dir=request.cache_dir,

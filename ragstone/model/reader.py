@@ -241,15 +241,17 @@ def _parts(candidates: Sequence[Candidate], n: int) -> Iterator[list[tuple[int, 
 
     A run takes about TOKENS_AT_ONCE target tokens, when each of its contexts has as many candidates as the one that
     has most, and each candidate as many tokens as the longest; so contexts stand in the order of their candidates'
-    number.
+    number, and one that has very many comes more than once.
     """
     answers: dict[int, list[int]] = {}
     for number, candidate in enumerate(candidates):
         for reader in candidate.readers:
             answers.setdefault(candidate.question * n + reader, []).append(number)
+    most = max(1, TOKENS_AT_ONCE // max(len(candidate.labels) for candidate in candidates))
+    pieces = [(context, row[i : i + most]) for context, row in answers.items() for i in range(0, len(row), most)]
     part: list[tuple[int, list[int]]] = []
     longest = 0
-    for context, numbers in sorted(answers.items(), key=lambda item: len(item[1])):
+    for context, numbers in sorted(pieces, key=lambda piece: len(piece[1])):
         length = max(len(candidates[number].labels) for number in numbers)
         longest = max(longest, length)
         if part and (len(part) + 1) * len(numbers) * longest > TOKENS_AT_ONCE:

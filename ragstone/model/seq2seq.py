@@ -20,9 +20,10 @@ from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import MarginalSearch
 from ragstone.model.shared_attention import share_contexts
 
-TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 65536}
-"""Tokens of contexts of like length that are encoded together: enough to fill the processor. Longer batches would be
-padded more."""
+CPU_TOKENS_AT_ONCE = 4096
+GPU_TOKENS_AT_ONCE = 65536
+"""Tokens of contexts of like length that are encoded together. With fewer, less is padded, until the processor is no
+longer busy."""
 
 
 class Seq2SeqGenerator:
@@ -50,9 +51,10 @@ class Seq2SeqGenerator:
         """See Generator.encode. Contexts of like length are encoded together, padded to the longest of them."""
         ids = self.context_ids(contexts, max_length)
         longest = max(map(len, ids))
+        tokens = CPU_TOKENS_AT_ONCE if self.model.device.type == "cpu" else GPU_TOKENS_AT_ONCE
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         states, masks = [], []
-        for rows in _runs([len(ids[row]) for row in order], TOKENS_AT_ONCE[self.model.device.type]):
+        for rows in _runs([len(ids[row]) for row in order], tokens):
             batch = self.tokenizer.pad(
                 {"input_ids": [ids[row] for row in order[rows]]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)

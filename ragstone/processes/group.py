@@ -122,13 +122,20 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
             f"({str(error).splitlines()[0]})."
         ) from error
     group = ProcessGroup(where, messages, Watch(PrefixStore("watch", store.clone()), rank, size), timeout)
+    # A thread that is in C++ when Python ends takes the process down with SIGABRT, so none is left behind. The process
+    # group's own stay where a message may still be on its way: they would be waited for until the time-out.
+    refused: InputError | None = None
     try:
         yield group
     except RuntimeError as error:
         group.explain(error)
-    else:
+    except InputError as error:
+        refused = error
+    finally:
         group.close()
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+    if refused is not None:
+        raise refused
 
 
 def _speak_where_the_master_is() -> None:

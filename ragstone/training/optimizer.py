@@ -56,8 +56,10 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         from transformers.optimization import Adafactor
 
         return Adafactor(grouped, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
-    # Fused: one pass over weights, gradients and moments instead of one for each operation.
-    return torch.optim.AdamW(grouped, lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True)
+    # Fused: one pass over weights, gradients and moments instead of one for each operation. On a GPU torch chooses:
+    # from a fused optimiser, accelerate would not learn that fp16's gradient scaler skipped a step.
+    fused = True if all(parameter.device.type == "cpu" for parameter in model.parameters()) else None
+    return torch.optim.AdamW(grouped, lr=settings.learning_rate, eps=settings.adam_epsilon, fused=fused)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, total_steps: int) -> Any:

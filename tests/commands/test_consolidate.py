@@ -102,6 +102,22 @@ def test_tokenizers_of_their_own_and_a_config_to_start_from(
     assert checkpoint.config.generator.d_model == 16
 
 
+def test_the_checkpoint_is_tried_out(
+    flags: list[str], models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it wrote is shown; one that cannot write is no checkpoint."""
+    assert main(flags) == 0
+    assert "checked     loads back and generates; without a passage it wrote '" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "rag")
+    mute = tmp_path / "mute"
+    shutil.copytree(models_folder / "generator", mute)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((mute / name).read_text())
+        (mute / name).write_text(json.dumps({**values, "decoder_start_token_id": None}))
+    assert "names no decoder_start_token_id" in refused(capsys, [*flags, "--generator_name_or_path", str(mute)])
+    assert not (tmp_path / "rag").exists()
+
+
 @pytest.mark.parametrize(
     ("part", "missing"),
     [("generator", ["encoder.layers.0.fc1.weight"]), ("question_encoder", ["attention.self.query.weight"])],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ragstone.__main__ import main
 
@@ -13,8 +15,9 @@ from ragstone.__main__ import main
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_demo_reaches_its_floors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "demo"
+    folder = tmp_path / "my demo"
     assert main(["demo", "--output_dir", str(folder)]) == 0
+    assert yaml.safe_load((folder / "settings.yaml").read_text())["output_dir"] == str(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics) == ["test_em", "test_f1", "precision_at_1", "swapped_em", "stale_em", "seconds"]
     assert metrics["test_em"] >= 90
@@ -25,8 +28,20 @@ def test_the_demo_reaches_its_floors(tmp_path: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     for name in ("train-retriever", "build-knowledge", "new-generator", "consolidate", "finetune", "eval", "ask"):
         assert f"$ ragstone {name} " in shown
-    trained = set((folder / "data" / "train.source").read_text().splitlines())
-    assert trained.isdisjoint((folder / "data" / "test.source").read_text().splitlines())
+    # No fact of an entity that is asked about was in training: not as a question, nor as a passage of the retriever's.
+    tested = set((folder / "data" / "test.pages").read_text().splitlines())
+    assert len(tested) > 100
+    trained = (folder / "data" / "train.source").read_text()
+    assert not [name for name in tested if name in trained]
+    entries = json.loads((folder / "retriever.json").read_text())
+    titles = {context["title"] for entry in entries for context in entry["positive_ctxs"] + entry["hard_negative_ctxs"]}
+    assert len(titles) > 1000 and tested.isdisjoint(titles)
+    assert shown.count("posterior") >= 4
+    # An echoed line can be repeated as it stands, though the folder's name has a blank.
+    line = next(line for line in shown.splitlines() if line.startswith("$ ragstone ask "))
+    capsys.readouterr()
+    assert main(shlex.split(line)[2:]) == 0
+    assert capsys.readouterr().out.strip() in shown
 
 
 def test_a_used_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

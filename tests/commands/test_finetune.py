@@ -220,6 +220,55 @@ def test_label_smoothing_changes_what_is_learnt_and_not_what_is_shown(base: dict
     assert not all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_scheduler": "cosine"},
+        {"warmup_steps": 2},
+        {"weight_decay": 0.9},
+        {"adam_epsilon": 0.1},
+        {"adafactor": True},
+        {"max_grad_norm": 0.01, "adam_epsilon": 0.1},
+        {"gradient_accumulation_steps": 2},
+        {"seed": 7},
+    ],
+    ids=str,
+)
+def test_flags_change_the_weights(closed_book: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
+    """Those of the optimiser and of the order, whose effect the first loss does not show."""
+    plain = {"adam_epsilon": changes["adam_epsilon"]} if "max_grad_norm" in changes else {}
+    for name, more in (("plain", plain), ("other", changes)):
+        assert run({**closed_book, "output_dir": tmp_path / name, "dropout": 0, "train_batch_size": 2}, **more) == 0
+    one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("plain", "other"))
+    assert max((one[name] - other[name]).abs().max().item() for name in one) > 1e-4
+
+
+def test_n_test_and_eval_batch_size(
+    closed_book: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragstone.model.closed_book import ClosedBook
+
+    sizes, inner = [], ClosedBook.generate
+
+    def watched(self: Any, questions: Any, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(questions))
+        return inner(self, questions, *rest, **more)
+
+    monkeypatch.setattr(ClosedBook, "generate", watched)
+    flags = {**closed_book, "do_predict": True, "n_test": 2, "eval_batch_size": 1}
+    assert run(flags) == 0
+    assert len((tmp_path / "run" / "test_predictions.txt").read_text().splitlines()) == 2
+    assert sizes == [1, 1]
+
+
+def test_a_rag_checkpoint_has_tokenizers_of_its_own(
+    base: dict[str, Any], models_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(base, capsys, tokenizer_name=models_folder / "generator")
+    assert f"--tokenizer_name is {models_folder / 'generator'}" in message
+    assert "leave it out" in message
+
+
 def test_lengths_and_prefix_reach_the_checkpoint(base: dict[str, Any], tmp_path: Path) -> None:
     flags = {"max_combined_length": 20, "max_source_length": 9, "prefix": "old ", "n_docs": 2}
     assert run(base, **flags) == 0

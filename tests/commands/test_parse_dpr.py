@@ -66,7 +66,7 @@ def test_questions_and_titles(folder: Folder, capsys: pytest.CaptureFixture[str]
     assert folder.run() == 0
     assert folder.questions.read_text(encoding="utf-8") == "who founded the old town?\nwhat is blue?\n"
     assert folder.titles.read_text(encoding="utf-8") == "Old Town\tOtto\tOld Town\nRiver\n"
-    assert folder.names() == ["dpr.json", "test.gold", "test.source"]
+    assert folder.names() == ["dpr.json", "test.gold", "test.source", "test.source.settings.yaml"]
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()] == [["questions", "2"], ["titles", "4"], ["skipped", "0"]]
     assert err == "", "a progress bar where there is no terminal"

@@ -34,6 +34,19 @@ def test_vectors_stand_in_the_order_of_the_texts(
     assert len(np.unique(vectors.round(3), axis=0)) == len(TEXTS)
 
 
+def test_batches_are_of_like_length(encoder: TextEncoder) -> None:
+    """So that less is padded than in the order of the texts."""
+    texts = ["one", TEXTS[1]] * 8
+    shapes = []
+    handle = encoder.model.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    encoder.embed(texts, batch_size=8)
+    handle.remove()
+    longest, shortest = (len(encoder.token_lists([text])["input_ids"][0]) for text in (TEXTS[1], "one"))
+    assert sorted(shapes) == [(8, shortest), (8, longest)]
+
+
 def test_no_texts(encoder: TextEncoder) -> None:
     assert encoder.embed([]).shape == (0, encoder.dimension)
 

@@ -198,16 +198,19 @@ from pathlib import Path
 import datasets, faiss, psutil, pyarrow
 from ragstone.knowledge.source import KnowledgeSource
 KnowledgeSource(Path(sys.argv[1]))
-process = psutil.Process()
-before = process.memory_info().rss
+def own():
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+before = own()
 source = KnowledgeSource(Path(sys.argv[2]))
-print(process.memory_info().rss - before)
+print(own() - before)
 """
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW4,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW128,Flat", "IVF16,PQ64"])
 def test_opening_adds_less_memory_than_a_tenth_of_the_size(tmp_path: Path, source_folder: Path, factory: str) -> None:
-    count, dimension = (12_000, 768) if factory == "Flat" else (7_000, 1024)
+    """Of its own: FAISS looks at the links of an HNSW graph in the map, whose pages the system takes back."""
+    count, dimension = (7_000, 1024) if factory.startswith("HNSW") else (12_000, 768)
     rng = np.random.default_rng(0)
     with PassageWriter(tmp_path / PASSAGES_NAME, dimension) as writer:
         for start in range(0, count, 1000):
@@ -218,5 +221,5 @@ def test_opening_adds_less_memory_than_a_tenth_of_the_size(tmp_path: Path, sourc
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     # The first source that is opened, a tiny one, pays for what the libraries load once.
     added = measured(OPEN, source_folder, tmp_path)
-    assert size >= 60e6
+    assert size >= 50e6
     assert added < size / 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -165,3 +166,30 @@ def test_no_passage_is_never_shown(open_rag: Callable[..., Any]) -> None:
     (answer,) = open_rag().generate(QUESTIONS[:1], GREEDY, n_docs=20)[0]
     assert len(answer.passages) == 6
     assert NO_PASSAGE not in [p.passage for p in answer.passages]
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(3, max_length=8, num_return_sequences=3), Decoding(1, max_length=8, do_sample=True, seed=1)]
+)
+def test_candidates_are_scored_in_runs_of_any_length(
+    open_rag: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, decoding: Decoding
+) -> None:
+    """However many a context has, no run takes more target tokens than it may, or than one candidate has."""
+    model = open_rag()
+    if decoding.do_sample:
+        decoding = dataclasses.replace(decoding, num_return_sequences=30)
+    expected = model.generate(QUESTIONS, decoding)
+    sizes = []
+    inner = model.generator.target_logits
+
+    def watched(contexts: Any, labels: torch.Tensor) -> torch.Tensor:
+        sizes.append(labels.numel())
+        return inner(contexts, labels)
+
+    monkeypatch.setattr(model.generator, "target_logits", watched)
+    monkeypatch.setattr("ragstone.model.reader.TOKENS_AT_ONCE", 20)
+    found = model.generate(QUESTIONS, decoding)
+    assert len(sizes) > 3 and max(sizes) <= 20
+    for mine, other in zip(found, expected, strict=True):
+        assert [answer.labels for answer in mine] == [answer.labels for answer in other]
+        assert [answer.score for answer in mine] == pytest.approx([answer.score for answer in other], rel=1e-5)

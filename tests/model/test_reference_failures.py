@@ -223,7 +223,9 @@ def test_n_docs_other_than_the_configs(open_rag: Callable[..., Any]) -> None:
     assert model(QUESTIONS, ANSWERS).passage_ids.shape == (2, 2)
 
 
-def test_the_generator_reads_the_question_as_it_was_asked(open_rag: Callable[..., Any]) -> None:
+def test_the_generator_reads_the_question_as_it_was_asked(
+    open_rag: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The question tokenizer lower-cases and knows fewer words; the generator's text has neither from it."""
     model = open_rag()
     question = "Who founded Ötztal , U.S.A. ?"
@@ -233,8 +235,29 @@ def test_the_generator_reads_the_question_as_it_was_asked(open_rag: Callable[...
         )
         != question
     )
-    (texts,) = [model.options.context.texts([[PASSAGES[0][0]]], [question])]
-    assert "".join(texts[0]) == f"town / {TEXTS[0]} // {question}"
+    read: list[str] = []
+    encode = model.generator.encode
+
+    def watched(contexts: Any, max_length: int) -> Any:
+        read.extend(map("".join, contexts))
+        return encode(contexts, max_length)
+
+    monkeypatch.setattr(model.generator, "encode", watched)
+    model.generate([question], Decoding(1, max_length=4), passages=[PASSAGES[0][:1]], scores=[[0.0]])
+    assert read == [f"town / {TEXTS[0]} // {question}"]
+    model([question], ["otto"])
+    assert len(read) == 4 and all(text.endswith(f" // {question}") for text in read)
+
+
+def test_thorough_decoding_reads_every_passage_once(open_rag: Callable[..., Any]) -> None:
+    """However many candidates are scored with it."""
+    model = open_rag()
+    rows = []
+    model.generator.model.get_encoder().register_forward_pre_hook(
+        lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    model.generate(QUESTIONS, Decoding(4, max_length=9, num_return_sequences=4))
+    assert sum(rows) == 3 * len(QUESTIONS)
 
 
 def test_contexts_are_padded_to_the_longest_only(open_rag: Callable[..., Any]) -> None:

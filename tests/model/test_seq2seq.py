@@ -71,6 +71,12 @@ def test_targets_are_the_models_labels(generator: Seq2SeqGenerator) -> None:
     torch.testing.assert_close(generator.target_logits(contexts, labels.unsqueeze(1)), expected[valid])
 
 
+def test_targets_are_padded_to_the_longest_only(generator: Seq2SeqGenerator) -> None:
+    alone = generator.tokenize_targets(["the old river"], 25)
+    assert (alone != -100).all() and alone.shape[1] < 25
+    assert generator.tokenize_targets(["otto", "the old river"], 25).shape == (2, alone.shape[1])
+
+
 def test_padding_on_the_left_is_not_followed(generator: Seq2SeqGenerator) -> None:
     """A tokenizer that pads on the left would shift the positions of contexts and targets."""
     expected = generator.encode([(HEAD, TAIL), ("", "who ?")], 300)

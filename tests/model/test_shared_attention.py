@@ -70,7 +70,7 @@ def test_contexts_of_like_length_are_encoded_together(
     """In whatever runs, every context stays in its row."""
     generator = opened("sdpa")
     expected = generator.encode(CONTEXTS, 300)
-    monkeypatch.setattr("ragstone.model.seq2seq.TOKENS_AT_ONCE", {"cpu": 8})
+    monkeypatch.setattr("ragstone.model.seq2seq.CPU_TOKENS_AT_ONCE", 8)
     calls: list[Any] = []
     generator.model.get_encoder().register_forward_pre_hook(lambda *_: calls.append(1))
     found = generator.encode(CONTEXTS, 300)

@@ -22,7 +22,8 @@ from ragstone.processes.ray_cluster import RayCluster
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import decode
-from ragstone.retrieval.ray_retriever import Board, Call, Crew, InRayWorkers, RayRetriever
+from ragstone.retrieval.ray_retriever import NAMESPACE, Board, Call, Crew, InRayWorkers, RayRetriever
+from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
 from tests.retrieval.conftest import DIMENSION
 
@@ -204,3 +205,34 @@ def test_workers_do_without_torch() -> None:
     """Each is a process of its own: what it imports, it holds in memory once more."""
     check = "import sys, ragstone.retrieval.ray_worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_processes_that_ask_the_same_workers_share_a_board(
+    cluster: RayCluster, large_source: Path, alone: LocalRetriever
+) -> None:
+    """What one asks of a worker, the other goes round; and says so when the board is gone."""
+    options: dict[str, Any] = {"num_cpus": 0, "namespace": NAMESPACE}
+    location = SourceLocation(str(large_source))
+    held = [ray.remote(Board).options(name="shared-board", **options).remote(2)]
+    for name in ("shared-0", "shared-1"):
+        held.append(ray.remote(RetrievalWorker).options(name=name, **options).remote(location, 0, 1, "cpu", 2))
+    one, other = (Crew(["shared-0", "shared-1"], "shared-board", TIMEOUT) for _ in range(2))
+    for crew in (one, other):
+        crew.call("info")
+    process = ray.get(held[1].process.remote())
+    os.kill(process, signal.SIGSTOP)
+    try:
+        hanging = request_to(one, 0)
+        for _ in range(3):
+            request = other.start("retrieve", queries(8), 5)
+            # By its own count it would take turns.
+            assert request.worker == 1
+            assert_equal(decode(other.finish(request)), alone.retrieve(queries(8), 5))
+    finally:
+        os.kill(process, signal.SIGCONT)
+    assert_equal(decode(one.finish(hanging)), alone.retrieve(queries(8), 5))
+    ray.kill(held[0])
+    with pytest.raises(LostError, match="the board that divides the work among them is gone"):
+        other.call("info")
+    for actor in held[1:]:
+        ray.kill(actor)

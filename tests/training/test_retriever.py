@@ -134,6 +134,24 @@ def test_micro_batches_give_the_same_weights(
     assert not torch.equal(weights(fresh(shared)), trained[0])
 
 
+def test_no_more_texts_at_a_time_than_a_micro_batch(
+    data: tuple[list[RetrieverExample], list[RetrieverExample]],
+) -> None:
+    """Whatever the batch of negatives: what a forward pass keeps for the backward one is bounded."""
+    sizes: dict[int | None, int] = {}
+    for size in (None, 2):
+        pair = fresh()
+        seen: list[int] = []
+        for encoder in (pair.question, pair.passage):
+            encoder.model.register_forward_pre_hook(
+                lambda _, __, inputs, seen=seen: seen.append(len(inputs["input_ids"])), with_kwargs=True
+            )
+        train_encoders(pair.question, pair.passage, data[0], [], plan(1, micro_batch_size=size))
+        sizes[size] = max(seen)
+    assert sizes[2] == 2
+    assert (sizes[None] or 0) >= 8
+
+
 def test_best_weights_are_kept(data: tuple[list[RetrieverExample], list[RetrieverExample]]) -> None:
     """A learning rate that first teaches and then destroys."""
     train, everything = data
