@@ -100,7 +100,7 @@ def test_every_rank_gets_what_it_would_find_itself(source_folder: Path) -> None:
 def test_what_is_refused_is_never_told_as_a_crash(tmp_path: Path) -> None:
     """Threads that were left behind took a process down while it ended, one time in three."""
     for _ in range(12):
-        with pytest.raises(InputError, match="^There is no knowledge source"):
+        with pytest.raises(InputError, match=r"^There is no knowledge source"):
             launch(open_nothing, str(tmp_path / "nowhere"), 2)
 
 
