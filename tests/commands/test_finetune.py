@@ -386,7 +386,9 @@ def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: i
     assert run(flags, output_dir=tmp_path / "whole") == 0
     process = [sys.executable, "-m", "ragstone", *words(flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(process, stderr=subprocess.PIPE, text=True, env=environment) as running:
+    # What a shell starts in the background ignores SIGINT, and so do its children, this test's too.
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(process, stderr=subprocess.PIPE, text=True, env=environment, **listens) as running:
         assert running.stderr is not None
         for line in running.stderr:
             if line.startswith("step 20/"):
