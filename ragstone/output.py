@@ -14,8 +14,12 @@ from ragstone.errors import InputError
 def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8 beside `path`, then put it in its place in one step."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        # There only if it did not come into its place.
+        new.unlink(missing_ok=True)
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

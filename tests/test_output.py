@@ -82,3 +82,16 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
         write_text(tmp_path / "file", "half \ud800")
     assert (tmp_path / "file").read_bytes() == "zwölf\n\nb\n".encode()
     assert names(tmp_path) == [".file.new", "file"]
+
+
+def test_a_text_that_is_interrupted_leaves_the_old_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.json"
+    write_text(path, "old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("metrics.json", "old")]
