@@ -81,7 +81,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "file", "half \ud800")
     assert (tmp_path / "file").read_bytes() == "zwölf\n\nb\n".encode()
-    assert names(tmp_path) == [".file.new", "file"]
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_text_that_is_interrupted_leaves_the_old_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
