@@ -24,6 +24,7 @@ from ragstone.encoders.precision import Precision, autocast, best_device
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.model.checkpoint import load_checkpoint, own_settings
+from ragstone.model.context_ids import context_ids
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, locate_source, open_model
 from ragstone.model.rag import RagModel, RagType
@@ -101,7 +102,7 @@ class Ragstone:
         model: Any = self._model
         found = model.retriever.retrieve(vectors, model.n_docs)
         format_ = model.options.context
-        model.generator.context_ids(format_.texts(found.passages, questions), format_.max_length)
+        context_ids(model.generator.tokenizer, format_.texts(found.passages, questions), format_.max_length)
         return torch.from_numpy(found.ids)
 
     def context_lengths(self, questions: Sequence[str]) -> tuple[list[int], int]:
@@ -109,7 +110,9 @@ class Ragstone:
         model: Any = self._model
         format_ = model.options.context
         texts = format_.texts([[found.passage for found in row] for row in model.retrieve(questions)], questions)
-        return [len(ids) for ids in model.generator.context_ids(texts, format_.max_length)], format_.max_length
+        return [
+            len(ids) for ids in context_ids(model.generator.tokenizer, texts, format_.max_length)
+        ], format_.max_length
 
     def embed(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         encoder = self._model.question_encoder

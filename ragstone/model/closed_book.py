@@ -36,7 +36,7 @@ class ClosedBook(nn.Module):
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Generator[Any],
         model_type: str,
         *,
         context: ContextFormat,
@@ -103,7 +103,7 @@ class ClosedBook(nn.Module):
     def _encode(self, questions: Sequence[str]) -> tuple[EncodedContexts, torch.Tensor]:
         texts = self.context.texts([[NO_PASSAGE]] * len(questions), questions)
         contexts = self.generator.encode(texts, self.context.max_length)
-        return contexts, torch.zeros(len(questions), 1, device=contexts.states.device)
+        return contexts, torch.zeros(len(questions), 1, device=contexts.device)
 
 
 def recorded_context(config: Any) -> ContextFormat:

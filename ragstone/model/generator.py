@@ -1,38 +1,48 @@
 """What a generator does for the models, whatever its architecture.
 
-Shapes: R contexts (B questions × N passages, or others), A answers per context, S context tokens, T target tokens,
-V vocabulary.
+Shapes: R contexts (B questions × N passages, or others), A answers per context, K answers that are written at once,
+T target tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from ragstone.model.decoding import Decoding
 
 
-@dataclass(frozen=True)
-class EncodedContexts:
-    """Contexts in the form that the generator's decoder attends to. Rows can be selected and repeated."""
+class EncodedContexts(Protocol):
+    """R contexts in the form that the generator goes on from. Rows can be selected and repeated."""
 
-    states: torch.Tensor
-    """[R, S, D]"""
-    attention_mask: torch.Tensor
-    """[R, S]"""
+    @property
+    def device(self) -> torch.device: ...
 
     def select(self, rows: torch.Tensor) -> EncodedContexts:
         """The contexts of `rows` [K], which may repeat."""
-        return EncodedContexts(self.states[rows], self.attention_mask[rows])
 
-    def __len__(self) -> int:
-        return len(self.states)
+    def __len__(self) -> int: ...
 
 
-class Generator(Protocol):
+class Writing(Protocol):
+    """Answers that are being written, K to each of R contexts, token by token. Rows stand in the order [R, K]."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Scores [R·K, V] of what comes behind `tokens` [R·K], the last of each answer.
+
+        The first call tells K; its tokens stand for the start, whatever they are.
+        """
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Go on from the answers in `rows` [R·K]; each row goes on from one of its own context."""
+
+
+Contexts = TypeVar("Contexts", bound=EncodedContexts)
+
+
+class Generator(Protocol[Contexts]):
     """Reads contexts and writes answers. Targets are labels in the generator's own native convention."""
 
     model: Any
@@ -42,10 +52,10 @@ class Generator(Protocol):
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """Labels [R, T] of answers cut to `max_length` tokens, -100 at padding."""
 
-    def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> EncodedContexts:
+    def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Contexts:
         """Read contexts given as (passage part, question part); a long passage is cut, a question never."""
 
-    def target_logits(self, contexts: EncodedContexts, labels: torch.Tensor) -> torch.Tensor:
+    def target_logits(self, contexts: Contexts, labels: torch.Tensor) -> torch.Tensor:
         """Scores of every token at the positions of targets, all earlier targets given.
 
         Args:
@@ -56,9 +66,7 @@ class Generator(Protocol):
             [M, V], a row for each of the M labels that are no padding, in their order.
         """
 
-    def search(
-        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
-    ) -> list[list[list[int]]]:
+    def search(self, contexts: Contexts, doc_log_probs: torch.Tensor, decoding: Decoding) -> list[list[list[int]]]:
         """Search for answers, each read from N contexts at once: RAG-Token's decoding; plain decoding for N = 1.
 
         Args:

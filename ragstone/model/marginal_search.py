@@ -1,73 +1,89 @@
 """transformers' generate over a distribution that is marginalised over N contexts.
 
-Shapes: G groups (questions), K beams, N contexts per group, S context tokens, V vocabulary.
+Shapes: G groups (questions), K beams, N contexts per group, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ragstone.model.decoding import Decoding
+from ragstone.model.generator import Writing
 from ragstone.model.marginal import marginal_logits
+
+
+@torch.no_grad()
+def search_answers(
+    model: Any,
+    writing: Writing,
+    doc_log_probs: torch.Tensor,
+    decoding: Decoding,
+    *,
+    start: int,
+    ends: Sequence[int],
+    bad_words: Sequence[Sequence[int]] | None,
+) -> list[list[list[int]]]:
+    """Search as `decoding` says. See generator.Generator.search.
+
+    Args:
+        model: a model of transformers, whose generation config's other settings stay in force.
+        writing: its answers to G·N contexts, none begun.
+        doc_log_probs: [G, N] weights of the contexts.
+        decoding: how to search.
+        start: the token that stands for what is before the answer.
+        ends: tokens that end an answer.
+        bad_words: token sequences never written.
+    """
+    search: Any = MarginalSearch(model, writing, doc_log_probs)
+    groups, device = len(doc_log_probs), doc_log_probs.device
+    sequences = search.generate(
+        torch.full((groups, 1), start, device=device),
+        attention_mask=torch.ones(groups, 1, dtype=torch.long, device=device),
+        # Not used: what was read so far is the writing's own affair. Without it, generate would make one.
+        past_key_values=DynamicCache(),
+        bad_words_ids=[list(words) for words in bad_words] if bad_words else None,
+        eos_token_id=list(ends),
+        **decoding.generation_options(),
+    )
+    rows = [_trim(row, set(ends)) for row in sequences[:, 1:].tolist()]
+    each = decoding.num_return_sequences
+    return [rows[i : i + each] for i in range(0, len(rows), each)]
 
 
 class MarginalSearch(PreTrainedModel, GenerationMixin):
     """Shows transformers' search one language model per group, whose next token is the marginal over N contexts.
 
-    To the search it looks like a decoder-only model whose prompt is the decoder's start token, so that greedy search,
-    beam search, sampling and every logits processor of transformers work as they are. Inside, each of the G·K rows is
-    N rows of the sequence-to-sequence model, in the order [G, N, K]: the beams of a context stand together. Made for
-    one call of generate.
+    To the search it looks like a decoder-only model whose prompt is one token, so that greedy search, beam search,
+    sampling and every logits processor of transformers work as they are. Inside, each of the G·K rows is N rows of the
+    generator, in the order [G, N, K]: the beams of a context stand together. Made for one call of generate.
     """
 
     config_class = PreTrainedConfig
 
-    def __init__(
-        self,
-        model: Any,
-        states: torch.Tensor,
-        attention_mask: torch.Tensor,
-        doc_log_probs: torch.Tensor,
-        *,
-        shares_contexts: bool,
-    ) -> None:
-        """Search with `model`.
-
-        Args:
-            model: a sequence-to-sequence model of transformers.
-            states: [G·N, S, D] the contexts.
-            attention_mask: [G·N, S]
-            doc_log_probs: [G, N] their weights.
-            shares_contexts: whether beams can attend to the same rows of `states` (see shared_attention); if not,
-                each gets its own.
-        """
+    def __init__(self, model: Any, writing: Writing, doc_log_probs: torch.Tensor) -> None:
+        """See search_answers."""
         config = PreTrainedConfig(is_encoder_decoder=False)
         config.vocab_size = model.config.vocab_size
         super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
-        self._states = states
-        self._attention_mask = attention_mask
+        self._writing = writing
+        self._dtype = model.dtype
         self._doc_log_probs = doc_log_probs
-        self._own_contexts = shares_contexts
-        # Not a submodule: this object owns no weights.
-        self.__dict__["_model"] = model
 
     @property
     def device(self) -> torch.device:
-        return self._states.device
+        return self._doc_log_probs.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._states.dtype
-
-    def new_cache(self) -> EncoderDecoderCache:
-        """An empty cache for one call of generate."""
-        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return self._dtype
 
     def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": input_ids[:, -1:], "past_key_values": kwargs["past_key_values"]}
@@ -80,31 +96,22 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
         `attention_mask` is there for generate, which asks for it; rows have no padding.
         """
         groups, n = self._doc_log_probs.shape
-        if not self._own_contexts:
-            # At the first token, when generate has chosen K.
-            beams = len(input_ids) // groups
-            self._states = self._states.repeat_interleave(beams, dim=0)
-            self._attention_mask = self._attention_mask.repeat_interleave(beams, dim=0)
-            self._own_contexts = True
-        output = self.__dict__["_model"](
-            encoder_outputs=BaseModelOutput(last_hidden_state=self._states),
-            attention_mask=self._attention_mask,
-            decoder_input_ids=input_ids.view(groups, 1, -1).expand(-1, n, -1).reshape(-1, 1),
-            past_key_values=past_key_values,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1:]
+        logits = self._writing.step(input_ids.view(groups, 1, -1).expand(-1, n, -1).reshape(-1))
         if n > 1:
             logits = marginal_logits(logits.view(groups, n, -1, logits.shape[-1]), self._doc_log_probs)
-            logits = logits.view(len(input_ids), 1, -1)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(logits=logits.view(len(input_ids), 1, -1), past_key_values=past_key_values)
 
-    def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> EncoderDecoderCache:
-        """Follow the beams that survived. Cross-attention stays: all beams of a group attend to the same contexts."""
+    def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> Any:
+        """Follow the beams that survived."""
         groups, n = self._doc_log_probs.shape
         k = len(beams) // groups
-        # Beam g·K + k of the search is row (g·N + z)·K + k of the model, for each context z.
+        # Beam g·K + k of the search is row (g·N + z)·K + k of the writing, for each context z.
         first = torch.arange(groups * n, device=beams.device).view(groups, n, 1) * k
-        rows = first + (beams % k).view(groups, 1, k)
-        cache.self_attention_cache.reorder_cache(rows.flatten())
+        self._writing.reorder((first + (beams % k).view(groups, 1, k)).flatten())
         return cache
+
+
+def _trim(labels: list[int], ends: set[int]) -> list[int]:
+    """Labels up to their first end token; behind it is padding."""
+    end = next((i for i, label in enumerate(labels) if label in ends), len(labels))
+    return labels[: end + 1]

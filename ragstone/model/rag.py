@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class RagModel(nn.Module):
     def __init__(
         self,
         question_encoder: TextEncoder,
-        generator: Generator,
+        generator: Generator[Any],
         retriever: Retriever | None,
         options: RagOptions,
         *,

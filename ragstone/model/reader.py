@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -70,7 +70,7 @@ class Candidate:
 class Reader:
     """Scores and finds answers given contexts and the log-probabilities of their passages."""
 
-    def __init__(self, generator: Generator, marginalisation: Marginalisation) -> None:
+    def __init__(self, generator: Generator[Any], marginalisation: Marginalisation) -> None:
         self.generator = generator
         self.marginalisation = marginalisation
 

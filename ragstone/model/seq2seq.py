@@ -5,25 +5,44 @@ Shapes: R contexts, S context tokens, T target tokens, V vocabulary, G groups, N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.errors import InputError
+from ragstone.model.context_ids import context_ids
 from ragstone.model.decoding import Decoding
-from ragstone.model.generator import EncodedContexts
 from ragstone.model.marginal import IGNORED
-from ragstone.model.marginal_search import MarginalSearch
+from ragstone.model.marginal_search import search_answers
+from ragstone.model.runs import runs_of_like_length, tokens_at_once
+from ragstone.model.selected_positions import only_at
 from ragstone.model.shared_attention import share_contexts
 
-CPU_TOKENS_AT_ONCE = 4096
-GPU_TOKENS_AT_ONCE = 65536
-"""Tokens of contexts of like length that are encoded together. With fewer, less is padded, until the processor is no
-longer busy."""
+
+@dataclass(frozen=True)
+class Seq2SeqContexts:
+    """Contexts that the encoder has read. See generator.EncodedContexts."""
+
+    states: torch.Tensor
+    """[R, S, D]"""
+    attention_mask: torch.Tensor
+    """[R, S]"""
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    def select(self, rows: torch.Tensor) -> Seq2SeqContexts:
+        """See EncodedContexts.select."""
+        return Seq2SeqContexts(self.states[rows], self.attention_mask[rows])
+
+    def __len__(self) -> int:
+        return len(self.states)
 
 
 class Seq2SeqGenerator:
@@ -47,33 +66,32 @@ class Seq2SeqGenerator:
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         return labels.to(self.model.device)
 
-    def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> EncodedContexts:
+    def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Seq2SeqContexts:
         """See Generator.encode. Contexts of like length are encoded together, padded to the longest of them."""
-        ids = self.context_ids(contexts, max_length)
+        ids = context_ids(self.tokenizer, contexts, max_length)
         longest = max(map(len, ids))
-        tokens = CPU_TOKENS_AT_ONCE if self.model.device.type == "cpu" else GPU_TOKENS_AT_ONCE
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(self.model.device))
         states, masks = [], []
-        for rows in _runs([len(ids[row]) for row in order], tokens):
+        for rows in runs:
             batch = self.tokenizer.pad(
-                {"input_ids": [ids[row] for row in order[rows]]}, padding_side="right", return_tensors="pt"
+                {"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)
             mask = batch["attention_mask"]
             output = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
             missing = longest - mask.shape[1]
             states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
             masks.append(pad(mask, (0, missing)))
-        place = torch.tensor(order, device=self.model.device).argsort()
-        return EncodedContexts(torch.cat(states)[place], torch.cat(masks)[place])
+        place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
+        return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place])
 
-    def target_logits(self, contexts: EncodedContexts, labels: torch.Tensor) -> torch.Tensor:
+    def target_logits(self, contexts: Seq2SeqContexts, labels: torch.Tensor) -> torch.Tensor:
         """See Generator.target_logits. The decoder's input is the labels shifted right behind the start token."""
         states, mask = contexts.states, contexts.attention_mask
         answers = labels.shape[1]
         if answers > 1 and not self._shares_contexts:
             states, mask = states.repeat_interleave(answers, dim=0), mask.repeat_interleave(answers, dim=0)
         labels = labels.flatten(0, 1)
-        with _only_at(labels != IGNORED, self.model.get_output_embeddings()):
+        with only_at(labels != IGNORED, self.model.get_output_embeddings()):
             output = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,
@@ -82,30 +100,20 @@ class Seq2SeqGenerator:
             )
         return output.logits.squeeze(0)
 
-    @torch.no_grad()
     def search(
-        self, contexts: EncodedContexts, doc_log_probs: torch.Tensor, decoding: Decoding
+        self, contexts: Seq2SeqContexts, doc_log_probs: torch.Tensor, decoding: Decoding
     ) -> list[list[list[int]]]:
         """See Generator.search."""
-        search: Any = MarginalSearch(
+        writing = _Seq2SeqWriting(self.model, contexts, self._shares_contexts)
+        return search_answers(
             self.model,
-            contexts.states,
-            contexts.attention_mask,
+            writing,
             doc_log_probs,
-            shares_contexts=self._shares_contexts,
+            decoding,
+            start=self._start_token(),
+            ends=self._ends(),
+            bad_words=self._bad_words(decoding),
         )
-        start = self._start_token()
-        sequences = search.generate(
-            torch.full((len(doc_log_probs), 1), start, device=doc_log_probs.device),
-            attention_mask=torch.ones(len(doc_log_probs), 1, dtype=torch.long, device=doc_log_probs.device),
-            past_key_values=search.new_cache(),
-            bad_words_ids=self._bad_words(decoding),
-            **decoding.generation_options(),
-        )
-        ends = search.generation_config.eos_token_id
-        rows = [_trim(row, set(ends) if isinstance(ends, list) else {ends}) for row in sequences[:, 1:].tolist()]
-        each = decoding.num_return_sequences
-        return [rows[i : i + each] for i in range(0, len(rows), each)]
 
     def text(self, labels: Sequence[int]) -> str:
         """See Generator.text."""
@@ -114,25 +122,6 @@ class Seq2SeqGenerator:
     def is_preamble(self, label: int) -> bool:
         """See Generator.is_preamble."""
         return label == self._bos()
-
-    def context_ids(self, contexts: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
-        """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage.
-
-        Only when the passage is used up is the end of the question cut.
-        """
-        joined = self.tokenizer([head + tail for head, tail in contexts], return_special_tokens_mask=True)
-        ids: list[list[int]] = joined["input_ids"]
-        for row, special in enumerate(joined["special_tokens_mask"]):
-            surplus = len(ids[row]) - max_length
-            if surplus > 0:
-                opening, closing = _special_ends(special)
-                end = len(special) - closing
-                question = len(self.tokenizer(contexts[row][1], add_special_tokens=False)["input_ids"])
-                passage_end = max(end - question, opening)
-                cut = max(passage_end - surplus, opening)
-                kept = ids[row][:cut] + ids[row][passage_end:end]
-                ids[row] = kept[: max_length - closing] + ids[row][end:]
-        return ids
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
         shifted = torch.full_like(labels, self._start_token())
@@ -149,36 +138,49 @@ class Seq2SeqGenerator:
             )
         return start
 
+    def _ends(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        return list(ends) if isinstance(ends, list) else [ends]
+
     def _bos(self) -> int | None:
         """The start-of-sequence token; T5's config has none."""
         return getattr(self.model.config, "bos_token_id", None)
 
-    def _bad_words(self, decoding: Decoding) -> list[list[int]] | None:
+    def _bad_words(self, decoding: Decoding) -> Sequence[Sequence[int]] | None:
         bos = self._bos()
         if decoding.bad_words_ids is None:
             return None if bos is None else [[bos, bos]]
-        return [list(words) for words in decoding.bad_words_ids] or None
+        return decoding.bad_words_ids
 
 
-@contextmanager
-def _only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:
-    """Let `head`, which maps states [R, T, D] to the vocabulary, do so at some positions only.
+class _Seq2SeqWriting:
+    """See generator.Writing: the decoder with what it has read and written."""
 
-    The vocabulary is the widest layer by far, and what it gives at padding is of no use.
+    def __init__(self, model: Any, contexts: Seq2SeqContexts, shares_contexts: bool) -> None:
+        self._model = model
+        self._contexts = contexts
+        self._cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._own_contexts = shares_contexts
 
-    Args:
-        positions: [R, T], true at M positions.
-        head: a module; it gives [1, M, V] in the end.
-    """
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See Writing.step."""
+        if not self._own_contexts:
+            each = len(tokens) // len(self._contexts)
+            rows = torch.arange(len(self._contexts), device=tokens.device).repeat_interleave(each)
+            self._contexts = self._contexts.select(rows)
+            self._own_contexts = True
+        output = self._model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._contexts.states),
+            attention_mask=self._contexts.attention_mask,
+            decoder_input_ids=tokens[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
 
-    def select(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (arguments[0][positions].unsqueeze(0),)
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See Writing.reorder. Cross-attention stays: all answers to a context attend to the same."""
+        self._cache.self_attention_cache.reorder_cache(rows)
 
 
 def refuse_decoder_only(name: str, config: Any) -> None:
@@ -192,25 +194,3 @@ def refuse_decoder_only(name: str, config: Any) -> None:
             f"{name} is a {config.model_type} model, which is no sequence-to-sequence generator; take one that has an "
             "encoder and a decoder, such as BART or T5."
         )
-
-
-def _runs(lengths: Sequence[int], tokens: int) -> list[slice]:
-    """`lengths`, which ascend, in runs of at most so many tokens, or one row, when padded to the longest of each."""
-    runs, first = [], 0
-    for row, length in enumerate(lengths):
-        if row > first and (row + 1 - first) * length > tokens:
-            runs.append(slice(first, row))
-            first = row
-    return [*runs, slice(first, len(lengths))]
-
-
-def _special_ends(special: Sequence[int]) -> tuple[int, int]:
-    """How many tokens at the start and at the end of a context the tokenizer added."""
-    text = [i for i, flag in enumerate(special) if not flag]
-    return (text[0], len(special) - text[-1] - 1) if text else (len(special), 0)
-
-
-def _trim(labels: list[int], ends: set[int]) -> list[int]:
-    """Labels up to their first end token; behind it is padding."""
-    end = next((i for i, label in enumerate(labels) if label in ends), len(labels))
-    return labels[: end + 1]

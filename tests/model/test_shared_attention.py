@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ragstone.model.decoding import Decoding
-from ragstone.model.seq2seq import Seq2SeqGenerator, _runs
+from ragstone.model.runs import runs_of_like_length
+from ragstone.model.seq2seq import Seq2SeqGenerator
 from ragstone.model.shared_attention import NAME
 
 CONTEXTS = [
@@ -70,7 +71,7 @@ def test_contexts_of_like_length_are_encoded_together(
     """In whatever runs, every context stays in its row."""
     generator = opened("sdpa")
     expected = generator.encode(CONTEXTS, 300)
-    monkeypatch.setattr("ragstone.model.seq2seq.CPU_TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr("ragstone.model.runs.CPU_TOKENS_AT_ONCE", 8)
     calls: list[Any] = []
     generator.model.get_encoder().register_forward_pre_hook(lambda *_: calls.append(1))
     found = generator.encode(CONTEXTS, 300)
@@ -81,5 +82,5 @@ def test_contexts_of_like_length_are_encoded_together(
 
 
 def test_runs() -> None:
-    assert _runs([1, 2, 2, 3, 9, 20], 8) == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)]
-    assert _runs([4, 4, 4], 12) == [slice(0, 3)]
+    assert runs_of_like_length([3, 1, 20, 2, 9, 2], 8) == [[1, 3, 5], [0], [4], [2]]
+    assert runs_of_like_length([4, 4, 4], 12) == [[0, 1, 2]]

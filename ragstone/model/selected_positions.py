@@ -1,0 +1,30 @@
+"""The layer over the vocabulary, at some positions only. Shapes: R rows, T tokens, D dimensions, V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:
+    """Let `head`, which maps states [R, T, D] to the vocabulary, do so at some positions only.
+
+    The vocabulary is the widest layer by far, and what it gives at padding is of no use.
+
+    Args:
+        positions: [R, T], true at M positions.
+        head: a module; it gives [1, M, V] in the end.
+    """
+
+    def select(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (arguments[0][positions].unsqueeze(0),)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
