@@ -23,6 +23,8 @@ from transformers import (
     DPRConfig,
     DPRContextEncoder,
     DPRQuestionEncoder,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -153,6 +155,29 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory, generator_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A decoder-only generator with random weights, whose tokenizer puts its start token before and its end behind."""
+    folder = tmp_path_factory.mktemp("llama") / "generator"
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        vocab_size=len(generator_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    generator_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ragstone.errors import InputError
 from ragstone.output import new_folder
+from ragstone.prompt_template import refuse_no_template
 from ragstone.settings import save_settings
 
 
 @dataclass(frozen=True)
 class ConsolidateSettings:
-    model_type: Literal["rag_sequence", "rag_token"]
-    """How passages are marginalised: for the whole answer, or token by token."""
     dest: Path
     """Folder for the checkpoint; new or empty."""
-    generator_name_or_path: str
-    """Generator: folder or hub name."""
-    question_encoder_name_or_path: str
+    model_type: Literal["rag_sequence", "rag_token"] | None = None
+    """How passages are marginalised: for the whole answer, or token by token."""
+    generator_name_or_path: str | None = None
+    """Generator: folder or hub name; sequence-to-sequence or decoder-only."""
+    question_encoder_name_or_path: str | None = None
     """Question encoder: folder or hub name; DPR, sentence-transformers or any AutoModel."""
     generator_tokenizer_name_or_path: str | None = None
     """Tokenizer of the generator, if it is not with the generator."""
@@ -31,8 +34,27 @@ class ConsolidateSettings:
     normalize: bool | None = None
     """Scale question vectors to length one; as the encoder says where not given. Longer ones find the same passages,
     but tell them apart more sharply: the best one weighs more in the answer."""
+    prompt_template: str | None = None
+    """Prompt of a decoder-only generator, with {question} and {passage}, or {title} and {text}."""
+    chat: bool | None = None
+    """Put the generator's chat template around the prompt; done where it has one and no prompt is given."""
+    merge_lora: str | None = None
+    """Instead of two models, a checkpoint that was fine-tuned with --lora_r: its adapters go into the weights."""
     allow_new_weights: bool = False
     """Accept a model some of whose weights are newly initialised."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_template is not None:
+            refuse_no_template(self.prompt_template)
+        if self.merge_lora is None:
+            needed = ("model_type", "generator_name_or_path", "question_encoder_name_or_path")
+            missing = [f"--{name}" for name in needed if getattr(self, name) is None]
+            if missing:
+                raise InputError(f"{' and '.join(missing)} must be given.")
+            return
+        for field in dataclasses.fields(self):
+            if field.name not in ("dest", "merge_lora") and getattr(self, field.name) != field.default:
+                raise InputError(f"--merge_lora changes nothing but the generator's weights; leave --{field.name} out.")
 
 
 @dataclass(frozen=True)
@@ -48,14 +70,17 @@ class Consolidated:
 def consolidate(settings: ConsolidateSettings) -> Consolidated:
     """Join a question encoder and a generator into one RAG checkpoint."""
     with new_folder(settings.dest, "--dest") as folder:
-        tried = _consolidate(settings, folder)
+        model_type, tried = _consolidate(settings, folder)
         save_settings(settings, folder / "settings.yaml")
-    return Consolidated(settings.dest, settings.model_type, tried)
+    return Consolidated(settings.dest, model_type, tried)
 
 
-def _consolidate(settings: ConsolidateSettings, folder: Path) -> str:
-    from ragstone.model.consolidate import Parts, consolidate_checkpoint
+def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]:
+    from ragstone.model.consolidate import Parts, consolidate_checkpoint, merge_checkpoint
 
+    if settings.merge_lora is not None:
+        return merge_checkpoint(settings.merge_lora, folder)
+    assert settings.model_type and settings.generator_name_or_path and settings.question_encoder_name_or_path
     parts = Parts(
         question_encoder=settings.question_encoder_name_or_path,
         generator=settings.generator_name_or_path,
@@ -65,8 +90,10 @@ def _consolidate(settings: ConsolidateSettings, folder: Path) -> str:
         passage_encoder=settings.passage_encoder_name_or_path,
         normalize=settings.normalize,
         allow_new_weights=settings.allow_new_weights,
+        prompt_template=settings.prompt_template,
+        chat=settings.chat,
     )
-    return consolidate_checkpoint(parts, folder, settings.model_type)
+    return settings.model_type, consolidate_checkpoint(parts, folder, settings.model_type)
 
 
 def show(result: Consolidated) -> None:

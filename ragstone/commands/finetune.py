@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
 from ragstone.knowledge.index_name import refuse_published_index
 from ragstone.processes.environment import place
+from ragstone.prompt_template import refuse_no_template
 from ragstone.settings import plain_settings, save_settings
 
 if TYPE_CHECKING:
+    from ragstone.model.lora import LoraSettings
     from ragstone.model.open import ModelRequest
     from ragstone.retrieval.choice import RetrievalSettings
     from ragstone.training.placement import Wishes
@@ -32,13 +34,14 @@ POSITIVE = (
     "gradient_accumulation_steps",
     "num_retrieval_workers",
     "index_shards",
+    "lora_alpha",
 )
 NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed")
 GENERATOR_SETTINGS = ("dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
-FRACTIONS = ("label_smoothing", *GENERATOR_SETTINGS)
+FRACTIONS = ("label_smoothing", "lora_dropout", *GENERATOR_SETTINGS)
 RAG_ONLY = (
     *("passages_path", "index_path", "index_name", "n_docs", "max_combined_length"),
-    *("freeze_question_encoder", "question_encoder_learning_rate"),
+    *("freeze_question_encoder", "question_encoder_learning_rate", "prompt_template", "chat", "lora_r"),
 )
 FREE_TO_CHANGE = (
     *("data_dir", "n_train", "n_val", "n_test", "output_dir", "do_train", "do_predict", "resume"),
@@ -83,6 +86,20 @@ class FinetuneSettings:
     """Passages per question; the checkpoint's number where not given."""
     freeze_question_encoder: bool = False
     """Leave the question encoder as it is."""
+    prompt_template: str | None = None
+    """Prompt of a decoder-only generator, with {question} and {passage}, or {title} and {text}."""
+    chat: bool | None = None
+    """Put a decoder-only generator's chat template around the prompt; as the checkpoint says where not given."""
+    lora_r: int | None = None
+    """Train LoRA adapters of this rank beside the generator's layers instead of its weights, and save them alone."""
+    lora_alpha: int = 16
+    """What LoRA's adapters are scaled by, divided by their rank."""
+    lora_dropout: float = 0.0
+    """Dropout before LoRA's adapters."""
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Layers of the generator that get adapters; all linear ones where not given."""
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the generator's weights: half takes half the memory, but loses small changes; better with --lora_r."""
 
     n_train: int = -1
     """Train on the first so many examples; all where negative."""
@@ -193,7 +210,7 @@ class FinetuneSettings:
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in ("n_docs", "max_combined_length"):
+        for name in ("n_docs", "max_combined_length", "lora_r"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
@@ -235,6 +252,11 @@ class FinetuneSettings:
             raise InputError("--fp16 and --bf16 exclude each other; take --bf16 where the hardware has it.")
         if self.resume and self.fast_dev_run:
             raise InputError("--fast_dev_run starts from the beginning; leave --resume out.")
+        if self.prompt_template is not None:
+            refuse_no_template(self.prompt_template)
+        for name in ("lora_target_modules", "lora_dropout"):
+            if getattr(self, name) and self.lora_r is None:
+                raise InputError(f"--{name} is for LoRA; give --lora_r too, or leave it out.")
         if self.model_type in ("bart", "t5"):
             for name in RAG_ONLY:
                 if getattr(self, name):
@@ -334,10 +356,21 @@ class FinetuneSettings:
             freeze_question_encoder=self.freeze_question_encoder,
             generator_changes=changes,
             gradient_checkpointing=self.gradient_checkpointing,
+            prompt_template=self.prompt_template,
+            chat=self.chat,
+            lora=self._lora(),
+            torch_dtype=self.torch_dtype,
             config_name=self.config_name,
             tokenizer_name=self.tokenizer_name,
             cache_dir=self.cache_dir,
         )
+
+    def _lora(self) -> LoraSettings | None:
+        from ragstone.model.lora import LoraSettings
+
+        if self.lora_r is None:
+            return None
+        return LoraSettings(self.lora_r, self.lora_alpha, tuple(self.lora_target_modules), self.lora_dropout)
 
 
 def finetune(settings: FinetuneSettings) -> Finetuned:

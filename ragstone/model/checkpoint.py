@@ -17,10 +17,16 @@ from typing import Any
 from ragstone.encoders.load import pretrained, pretrained_tokenizer, recorded_settings, refuse_new_weights
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
+from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.contexts import ContextFormat
+from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
+from ragstone.model.generator import Generator
+from ragstone.model.lora import load_adapters
+from ragstone.model.prompt import PromptSettings
 from ragstone.model.rag import RagType
-from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
 
+ADAPTER = "generator_adapter"
+"""Folder of a checkpoint that holds a generator's adapters, as peft saves them."""
 ARCHITECTURES: dict[RagType, str] = {
     "rag_sequence": "RagSequenceForGeneration",
     "rag_token": "RagTokenForGeneration",
@@ -34,7 +40,9 @@ class Checkpoint:
     config: Any
     """transformers' RagConfig."""
     question_encoder: TextEncoder
-    generator: Seq2SeqGenerator
+    generator: Generator[Any]
+    adapter_base: str | None = None
+    """Where the generator is whole, if its adapters alone are trained and saved: a RAG checkpoint's folder or name."""
 
     @property
     def model_type(self) -> RagType:
@@ -45,7 +53,8 @@ class Checkpoint:
     def context(self) -> ContextFormat:
         config = self.config
         prefix = getattr(config.generator, "prefix", None) or config.prefix or ""
-        return ContextFormat(config.title_sep, config.doc_sep, prefix, config.max_combined_length)
+        template = (own_settings(config).get("prompt") or {}).get("template")
+        return ContextFormat(config.title_sep, config.doc_sep, prefix, config.max_combined_length, template)
 
     @property
     def passage_encoder_fingerprint(self) -> str | None:
@@ -64,6 +73,8 @@ def load_checkpoint(
     cache_dir: str | None = None,
     config_name: str | None = None,
     generator_changes: Mapping[str, Any] | None = None,
+    prompt_template: str | None = None,
+    chat: bool | None = None,
 ) -> Checkpoint:
     """Open a RAG checkpoint from a folder or the hub, as safetensors or as pickled weights read with weights_only.
 
@@ -72,11 +83,13 @@ def load_checkpoint(
         cache_dir: where downloads are kept.
         config_name: where config.json is, if not with the weights.
         generator_changes: entries of the generator's config to set (dropout, encoder_layerdrop, ...).
+        prompt_template: another prompt for a decoder-only generator.
+        chat: whether its chat template is put around the prompt.
 
     Raises:
         InputError: no RAG checkpoint, or one that lacks weights.
     """
-    from transformers import AutoConfig, RagSequenceForGeneration
+    from transformers import AutoConfig
 
     config = pretrained(AutoConfig, config_name or name_or_path, "config.json", cache_dir=cache_dir)
     if config.model_type != "rag":
@@ -84,11 +97,19 @@ def load_checkpoint(
             f"{name_or_path} is a {config.model_type} model, not a RAG checkpoint; join a question encoder and a "
             "generator with ragstone consolidate."
         )
-    refuse_decoder_only(f"The generator in {name_or_path}", config.generator)
+    base = own_settings(config).get("adapter_base")
+    if base is not None:
+        return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat)
+    auto_class(config.generator, f"The generator in {name_or_path}")
     change_config(config.generator, generator_changes or {})
     # Both model types have the same weights, so either class opens them.
     holder, report = pretrained(
-        RagSequenceForGeneration, name_or_path, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
+        holder_class("rag_sequence", config.generator),
+        name_or_path,
+        "weights",
+        config=config,
+        output_loading_info=True,
+        cache_dir=cache_dir,
     )
     settings = _encoder_settings(config)
     missing = [key for key in report["missing_keys"] if settings.pooling == "pooler" or ".pooler." not in key]
@@ -103,7 +124,57 @@ def load_checkpoint(
     if generation:
         generator.generation_config.update(**generation)
     encoder = TextEncoder(holder.rag.question_encoder, tokenizers["question_encoder"], settings, name_or_path)
-    return Checkpoint(config, encoder, Seq2SeqGenerator(generator, tokenizers["generator"]))
+    prompt = choose_prompt(
+        generator.config, tokenizers["generator"], own_settings(config).get("prompt"), prompt_template, chat
+    )
+    record_prompt(config, prompt)
+    return Checkpoint(config, encoder, as_generator(generator, tokenizers["generator"], prompt))
+
+
+def holder_class(model_type: RagType, generator_config: Any) -> Any:
+    """The class that holds both parts of a checkpoint under their names: transformers' own where it has one."""
+    if not generator_config.is_encoder_decoder:
+        from ragstone.model.causal_rag import CausalRag
+
+        return CausalRag
+    import transformers
+
+    return getattr(transformers, ARCHITECTURES[model_type])
+
+
+def record_prompt(config: Any, prompt: PromptSettings | None) -> None:
+    """Put a decoder-only generator's prompt into a config."""
+    if prompt is not None:
+        config.ragstone = {**own_settings(config), "prompt": dataclasses.asdict(prompt)}
+
+
+def _load_adapted(
+    name_or_path: str,
+    config: Any,
+    base: str,
+    cache_dir: str | None,
+    generator_changes: Mapping[str, Any] | None,
+    prompt_template: str | None,
+    chat: bool | None,
+) -> Checkpoint:
+    """A checkpoint of a question encoder and adapters, over the generator of the checkpoint that they were made for."""
+    if not Path(name_or_path).is_dir():
+        raise InputError(f"{name_or_path} holds adapters only; download it and give its folder.")
+    prompt = own_settings(config).get("prompt") or {}
+    whole = load_checkpoint(
+        base,
+        cache_dir=cache_dir,
+        generator_changes=generator_changes,
+        prompt_template=prompt_template or prompt.get("template"),
+        chat=prompt.get("chat") if chat is None else chat,
+    )
+    record_prompt(config, None if not prompt else PromptSettings(**own_settings(whole.config)["prompt"]))
+    generator = whole.generator
+    generator.model = load_adapters(generator.model, Path(name_or_path) / ADAPTER)
+    model, tokenizer = whole.question_encoder.model, whole.question_encoder.tokenizer
+    load_encoder_weights(model, Path(name_or_path))
+    encoder = TextEncoder(model, tokenizer, _encoder_settings(config), name_or_path)
+    return Checkpoint(config, encoder, generator, adapter_base=base)
 
 
 def change_config(config: Any, changes: Mapping[str, Any]) -> None:
@@ -121,9 +192,6 @@ def change_config(config: Any, changes: Mapping[str, Any]) -> None:
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -> None:
     """Write a RAG checkpoint into `folder`, which transformers' class for `model_type` opens."""
-    import transformers
-
-    holder_class = getattr(transformers, ARCHITECTURES[model_type])
     encoder, generator = checkpoint.question_encoder, checkpoint.generator
     config = checkpoint.config
     config.question_encoder, config.generator = encoder.model.config, generator.model.config
@@ -133,10 +201,24 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
         "question_encoder": dataclasses.asdict(encoder.settings),
         "generation": _plain_generation(generator.model.generation_config),
     }
-    holder = holder_class(config=config, question_encoder=encoder.model, generator=generator.model)
-    holder.save_pretrained(folder)
+    if checkpoint.adapter_base is None:
+        holder = holder_class(model_type, generator.model.config)
+        holder(config=config, question_encoder=encoder.model, generator=generator.model).save_pretrained(folder)
+        # save_pretrained puts its own class there.
+        config.architectures = [ARCHITECTURES[model_type]]
+        config.save_pretrained(folder)
+    else:
+        _save_adapted(checkpoint, folder)
     encoder.tokenizer.save_pretrained(folder / "question_encoder_tokenizer")
     generator.tokenizer.save_pretrained(folder / "generator_tokenizer")
+
+
+def _save_adapted(checkpoint: Checkpoint, folder: Path) -> None:
+    """The question encoder and the adapters; the generator stays where it is whole."""
+    checkpoint.config.ragstone = {**own_settings(checkpoint.config), "adapter_base": checkpoint.adapter_base}
+    checkpoint.config.save_pretrained(folder)
+    save_encoder_weights(checkpoint.question_encoder.model, folder)
+    checkpoint.generator.model.save_pretrained(folder / ADAPTER)
 
 
 def _encoder_settings(config: Any) -> EncoderSettings:

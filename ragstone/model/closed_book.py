@@ -109,7 +109,8 @@ class ClosedBook(nn.Module):
 def recorded_context(config: Any) -> ContextFormat:
     """What a generator's config says of the text before a question and of the tokens that are read of both."""
     length = own_settings(config).get("max_source_length", DEFAULT_LENGTH)
-    return ContextFormat(prefix=getattr(config, "prefix", None) or "", max_length=length)
+    template = (own_settings(config).get("prompt") or {}).get("template")
+    return ContextFormat(prefix=getattr(config, "prefix", None) or "", max_length=length, template=template)
 
 
 def record_context(config: Any, context: ContextFormat) -> None:

@@ -15,10 +15,12 @@ from ragstone.encoders.load import (
 )
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
-from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, save_checkpoint
+from ragstone.model.architecture import as_generator, auto_class, choose_prompt
+from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, record_prompt, save_checkpoint
 from ragstone.model.decoding import Decoding
+from ragstone.model.lora import merge_adapters
 from ragstone.model.rag import RagType
-from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
+from ragstone.types import NO_PASSAGE
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Parts:
     normalize: bool | None = None
     """Whether question vectors get length one; as the question encoder says where None."""
     allow_new_weights: bool = False
+    prompt_template: str | None = None
+    """A decoder-only generator's prompt."""
+    chat: bool | None = None
+    """Whether its chat template is put around the prompt; where it has one and no prompt is given, if None."""
 
 
 def join_parts(parts: Parts) -> Checkpoint:
@@ -44,7 +50,7 @@ def join_parts(parts: Parts) -> Checkpoint:
     Raises:
         InputError: a part cannot be read or lacks weights.
     """
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, RagConfig
+    from transformers import AutoConfig, RagConfig
 
     encoder = load_encoder(
         parts.question_encoder,
@@ -53,10 +59,8 @@ def join_parts(parts: Parts) -> Checkpoint:
         tokenizer_name_or_path=parts.question_encoder_tokenizer,
         allow_new_weights=parts.allow_new_weights,
     )
-    refuse_decoder_only(parts.generator, pretrained(AutoConfig, parts.generator, "config.json"))
-    generator, report = pretrained(
-        AutoModelForSeq2SeqLM, parts.generator, "generator weights", output_loading_info=True
-    )
+    model_class = auto_class(pretrained(AutoConfig, parts.generator, "config.json"), parts.generator)
+    generator, report = pretrained(model_class, parts.generator, "generator weights", output_loading_info=True)
     refuse_new_weights(parts.generator, sorted(report["missing_keys"]), parts.allow_new_weights)
     tokenizer = pretrained_tokenizer(parts.generator_tokenizer or parts.generator, "generator tokenizer")
     if len(tokenizer) > generator.config.vocab_size:
@@ -70,7 +74,9 @@ def join_parts(parts: Parts) -> Checkpoint:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "vocab_size"):
         setattr(config, name, getattr(generator.config, name, None))
     config.ragstone = {**own_settings(config), "passage_encoder_fingerprint": _partner(encoder, parts)}
-    return Checkpoint(config, encoder, Seq2SeqGenerator(generator.float().eval(), tokenizer))
+    prompt = choose_prompt(generator.config, tokenizer, None, parts.prompt_template, parts.chat)
+    record_prompt(config, prompt)
+    return Checkpoint(config, encoder, as_generator(generator.float().eval(), tokenizer, prompt))
 
 
 def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> str:
@@ -84,6 +90,26 @@ def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> s
     """
     save_checkpoint(join_parts(parts), folder, model_type)
     return _try_out(load_checkpoint(str(folder)))
+
+
+def merge_checkpoint(name_or_path: str, folder: Path) -> tuple[RagType, str]:
+    """Write a checkpoint whose generator has the adapters of another one in its weights, and try it out.
+
+    Returns:
+        The checkpoint's type and what it wrote.
+
+    Raises:
+        InputError: no RAG checkpoint, or one without adapters.
+    """
+    checkpoint = load_checkpoint(name_or_path)
+    if checkpoint.adapter_base is None:
+        raise InputError(f"{name_or_path} has no adapters to merge; give a checkpoint of ragstone finetune --lora_r.")
+    checkpoint.generator.model = merge_adapters(checkpoint.generator.model)
+    checkpoint.adapter_base = None
+    own = own_settings(checkpoint.config)
+    checkpoint.config.ragstone = {name: value for name, value in own.items() if name != "adapter_base"}
+    save_checkpoint(checkpoint, folder, checkpoint.model_type)
+    return checkpoint.model_type, _try_out(load_checkpoint(str(folder)))
 
 
 def _partner(encoder: TextEncoder, parts: Parts) -> str | None:
@@ -105,8 +131,9 @@ def _try_out(checkpoint: Checkpoint) -> str:
 
     generator: Any = checkpoint.generator
     generator.model.eval()
-    contexts = generator.encode([("", "What is this?")], checkpoint.context.max_length)
+    context = checkpoint.context
     decoding = Decoding(num_beams=1, max_length=8)
     with torch.no_grad():
+        contexts = generator.encode([context.text(NO_PASSAGE, "What is this?")], context.max_length)
         found = generator.search(contexts, torch.zeros(1, 1), decoding)
     return str(generator.text(found[0][0]))

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def context_ids(
-    tokenizer: Any, contexts: Sequence[tuple[str, str]], max_length: int, *, closed: bool = True
+    tokenizer: Any, contexts: Sequence[tuple[str, str]], max_length: int, *, opens: bool = True, closes: bool = True
 ) -> list[list[int]]:
     """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage.
 
@@ -17,14 +17,16 @@ def context_ids(
         tokenizer: of transformers.
         contexts: (passage part, question part) of each.
         max_length: tokens at most.
-        closed: with the tokens that the tokenizer puts behind a text; without them, a text can be gone on with.
+        opens: with the tokens that the tokenizer puts before a text; a chat template brings its own.
+        closes: with those that it puts behind it; without them, the text can be gone on with.
     """
-    joined = tokenizer([head + tail for head, tail in contexts], return_special_tokens_mask=True)
+    texts = [head + tail for head, tail in contexts]
+    joined = tokenizer(texts, add_special_tokens=opens, return_special_tokens_mask=True)
     ids: list[list[int]] = joined["input_ids"]
     for row, special in enumerate(joined["special_tokens_mask"]):
         opening, closing = _special_ends(special)
         end = len(special) - closing
-        if not closed:
+        if not closes:
             ids[row], closing = ids[row][:end], 0
         surplus = len(ids[row]) - max_length
         if surplus > 0:

@@ -1,6 +1,7 @@
 """The text that the generator reads: a passage and the question.
 
-prefix + title + " / " + text + " // " + question, as RagRetriever.postprocess_docs of transformers joins them.
+prefix + title + " / " + text + " // " + question, as RagRetriever.postprocess_docs of transformers joins them, or a
+prompt's template with these filled in.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ragstone.prompt_template import fill
 from ragstone.types import NO_PASSAGE, Passage
 
 
@@ -20,12 +22,16 @@ class ContextFormat:
     prefix: str = ""
     max_length: int = 300
     """Tokens; a longer context loses the end of its passage, and only a question that is too long by itself its end."""
+    template: str | None = None
+    """A decoder-only generator's prompt (see prompt.PromptSettings), where {passage} is title, title_sep and text."""
 
     def text(self, passage: Passage, question: str) -> tuple[str, str]:
         """The context in two parts: what may be cut (prefix and passage) and what may not (the question).
 
         A missing passage leaves prefix and question, which then are one part.
         """
+        if self.template is not None:
+            return self._filled(self.template, passage, question)
         if passage == NO_PASSAGE:
             return "", self.prefix + question
         title = passage.title.removeprefix('"').removesuffix('"')
@@ -33,6 +39,13 @@ class ContextFormat:
         joined = f"{self.prefix}{title}{self.title_sep}{passage.text}{tail}".replace("  ", " ")
         tail = tail.replace("  ", " ")
         return joined.removesuffix(tail), tail
+
+    def _filled(self, template: str, passage: Passage, question: str) -> tuple[str, str]:
+        if passage == NO_PASSAGE:
+            return "", self.prefix + "".join(fill(template, "", "", "", question)).lstrip()
+        whole = f"{passage.title}{self.title_sep}{passage.text}"
+        head, tail = fill(template, passage.title, passage.text, whole, question)
+        return self.prefix + head, tail
 
     def texts(self, passages: Sequence[Sequence[Passage]], questions: Sequence[str]) -> list[tuple[str, str]]:
         """The contexts of B questions with N passages each, B·N in order."""

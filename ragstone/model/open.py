@@ -12,12 +12,20 @@ from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
 from ragstone.knowledge.source import SourceInfo
-from ragstone.model.checkpoint import Checkpoint, change_config, load_checkpoint, save_checkpoint
+from ragstone.model.architecture import as_generator, auto_class, choose_prompt
+from ragstone.model.checkpoint import (
+    Checkpoint,
+    change_config,
+    load_checkpoint,
+    own_settings,
+    record_prompt,
+    save_checkpoint,
+)
 from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
+from ragstone.model.lora import LoraSettings, adapter_rank, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
-from ragstone.model.seq2seq import Seq2SeqGenerator, refuse_decoder_only
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
@@ -44,6 +52,14 @@ class ModelRequest:
     generator_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Entries of the generator's config to set before it is used (dropout, encoder_layerdrop, ...)."""
     gradient_checkpointing: bool = False
+    prompt_template: str | None = None
+    """A decoder-only generator's prompt."""
+    chat: bool | None = None
+    """Whether a decoder-only generator's chat template is put around the prompt."""
+    lora: LoraSettings | None = None
+    """Train adapters of the generator instead of its weights."""
+    torch_dtype: str | None = None
+    """Type of the generator's weights (float32, bfloat16, float16); float32 where None."""
     config_name: str | None = None
     tokenizer_name: str | None = None
     """Closed-book: where the tokenizer is, if not with the model."""
@@ -102,6 +118,8 @@ def _open_rag(request: ModelRequest) -> RagModel:
         cache_dir=request.cache_dir,
         config_name=request.config_name,
         generator_changes=request.generator_changes,
+        prompt_template=request.prompt_template,
+        chat=request.chat,
     )
     if request.model_type is not None and request.model_type not in RAG_TYPES:
         raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
@@ -118,8 +136,7 @@ def _open_rag(request: ModelRequest) -> RagModel:
     if request.max_source_length is not None:
         length = min(request.max_source_length, encoder.settings.max_length)
         encoder.settings = dataclasses.replace(encoder.settings, max_length=length)
-    if request.gradient_checkpointing:
-        _checkpoint_gradients(checkpoint.generator.model)
+    _prepare_generator(checkpoint, request)
     model_type: RagType = checkpoint.model_type
     if request.model_type is not None:
         model_type = "rag_token" if request.model_type == "rag_token" else "rag_sequence"
@@ -157,26 +174,31 @@ def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, folde
 
 
 def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
 
     name, cache_dir = request.name_or_path, request.cache_dir
+    if request.lora is not None:
+        raise InputError(f"--lora_r is for RAG checkpoints, but {name} is a generator alone; leave it out.")
     if request.model_type is not None and request.model_type != model_type:
         raise InputError(f"{name} is a {model_type} model, not {request.model_type}; leave --model_type out or set it.")
     config = pretrained(AutoConfig, request.config_name or name, "config.json", cache_dir=cache_dir)
-    refuse_decoder_only(name, config)
+    model_class = auto_class(config, name)
     change_config(config, request.generator_changes)
     model, report = pretrained(
-        AutoModelForSeq2SeqLM, name, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
+        model_class, name, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
     )
     refuse_new_weights(name, sorted(report["missing_keys"]), allowed=False)
     tokenizer = pretrained_tokenizer(request.tokenizer_name or name, cache_dir=cache_dir)
+    model = model.to(weight_type(request.torch_dtype))
     if request.gradient_checkpointing:
         _checkpoint_gradients(model)
-    recorded = recorded_context(config)
+    prompt = choose_prompt(config, tokenizer, own_settings(config).get("prompt"), request.prompt_template, request.chat)
+    record_prompt(model.config, prompt)
+    recorded = recorded_context(model.config)
     if request.max_source_length is not None:
         recorded = dataclasses.replace(recorded, max_length=request.max_source_length)
     closed_book = ClosedBook(
-        Seq2SeqGenerator(model.float(), tokenizer),
+        as_generator(model, tokenizer, prompt),
         model_type,
         context=_context(recorded, request),
         label_smoothing=request.label_smoothing,
@@ -191,6 +213,28 @@ def _context(recorded: ContextFormat, request: ModelRequest) -> ContextFormat:
         prefix=recorded.prefix if request.prefix is None else request.prefix,
         max_length=request.max_combined_length or recorded.max_length,
     )
+
+
+def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
+    """Weight type, adapters and gradient checkpointing, as asked for."""
+    generator, lora = checkpoint.generator, request.lora
+    generator.model.to(weight_type(request.torch_dtype))
+    if lora is not None and checkpoint.adapter_base is None:
+        generator.model = add_adapters(generator.model, lora)
+        folder = Path(request.name_or_path)
+        checkpoint.adapter_base = str(folder.resolve()) if folder.is_dir() else request.name_or_path
+    elif lora is not None and adapter_rank(generator.model) != lora.r:
+        raise InputError(
+            f"--lora_r is {lora.r}, but {request.name_or_path} has adapters of rank {adapter_rank(generator.model)}; "
+            "give that, or merge them first with ragstone consolidate --merge_lora."
+        )
+    if request.gradient_checkpointing:
+        _checkpoint_gradients(generator.model)
+
+
+def weight_type(name: str | None) -> torch.dtype:
+    """The type of weights that a flag names."""
+    return torch.float32 if name is None else getattr(torch, name)
 
 
 def _checkpoint_gradients(model: Any) -> None:

@@ -181,16 +181,3 @@ class _Seq2SeqWriting:
     def reorder(self, rows: torch.Tensor) -> None:
         """See Writing.reorder. Cross-attention stays: all answers to a context attend to the same."""
         self._cache.self_attention_cache.reorder_cache(rows)
-
-
-def refuse_decoder_only(name: str, config: Any) -> None:
-    """Refuse a generator that has no encoder.
-
-    Raises:
-        InputError: names the model and what to take instead.
-    """
-    if not config.is_encoder_decoder:
-        raise InputError(
-            f"{name} is a {config.model_type} model, which is no sequence-to-sequence generator; take one that has an "
-            "encoder and a decoder, such as BART or T5."
-        )

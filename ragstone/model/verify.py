@@ -12,6 +12,7 @@ import torch
 
 from ragstone.encoders.load import load_encoder, pretrained
 from ragstone.errors import InputError
+from ragstone.model.architecture import is_generator
 from ragstone.model.checkpoint import load_checkpoint
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.progress import track
@@ -116,7 +117,7 @@ def _open(folder: Path, config: Any) -> tuple[str, dict[str, tuple[Any, Any]]]:
             "generator": (generator.model, generator.tokenizer),
         }
         return checkpoint.model_type, parts
-    if config.is_encoder_decoder:
+    if is_generator(config):
         model: Any = open_model(ModelRequest(str(folder), device=torch.device("cpu")))
         return config.model_type, {"generator": (model.generator.model, model.generator.tokenizer)}
     encoder = load_encoder(str(folder), "passage")

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, RagSequenceForGeneration
 
 from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.model.consolidate import Parts, join_parts
+from ragstone.model.consolidate import Parts, consolidate_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import document_log_probs
 from ragstone.model.open import ModelRequest, open_model
@@ -329,16 +329,17 @@ def test_pickles_are_not_unpickled(tmp_path: Path, checkpoint_folder: Path, sour
     assert not sprung.exists()
 
 
-def test_decoder_only_generators_are_refused_in_one_sentence(
-    tmp_path: Path, models_folder: Path, generator_tokenizer: Any
+def test_decoder_only_generators_are_trained_and_asked(
+    tmp_path: Path, models_folder: Path, generator_tokenizer: Any, source_folder: Path
 ) -> None:
     folder = tmp_path / "gpt"
     GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
     generator_tokenizer.save_pretrained(folder)
-    with pytest.raises(InputError, match="gpt2 model, which is no sequence-to-sequence generator; take one"):
-        join_parts(Parts(str(models_folder / "question_encoder"), str(folder)))
-    with pytest.raises(InputError, match="gpt2 model, which is no sequence-to-sequence generator; take one"):
-        open_model(ModelRequest(str(folder)))
+    consolidate_checkpoint(Parts(str(models_folder / "question_encoder"), str(folder)), tmp_path / "rag", "rag_token")
+    model: Any = open_model(ModelRequest(str(tmp_path / "rag"), passages_path=str(source_folder), n_docs=3))
+    model(["who founded the town ?"], ["otto"]).loss.backward()
+    assert all(p.grad is not None for p in model.generator_model.parameters())
+    assert len(model.generate(["who founded the town ?"], Decoding(num_beams=2))[0][0].passages) == 3
 
 
 def test_the_references_own_class_fails_where_ours_does_not(checkpoint_folder: Path) -> None:

@@ -1,0 +1,87 @@
+"""Which implementation reads and writes with a generator: the one spot where its architecture is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ragstone.errors import InputError
+from ragstone.model.causal import CausalGenerator
+from ragstone.model.generator import Generator
+from ragstone.model.prompt import PromptSettings, make_wrapping
+from ragstone.model.seq2seq import Seq2SeqGenerator
+
+WRITING_HEADS = ("ForCausalLM", "LMHeadModel")
+"""How transformers names classes of decoder-only models that write."""
+
+
+def is_generator(config: Any) -> bool:
+    """Whether a transformers config is that of a model that writes text."""
+    names = config.architectures or []
+    return config.is_encoder_decoder or any(name.endswith(WRITING_HEADS) for name in names)
+
+
+def auto_class(config: Any, name: str) -> Any:
+    """The Auto class of transformers that opens a generator.
+
+    Raises:
+        InputError: the model is no generator; names it and what to take instead.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if is_generator(config):
+        return AutoModelForCausalLM
+    raise InputError(
+        f"{name} is a {config.model_type} model, which writes no text; take a generator, such as BART, T5 or Llama."
+    )
+
+
+def as_generator(model: Any, tokenizer: Any, prompt: PromptSettings | None) -> Generator[Any]:
+    """A transformers model as a generator; `prompt` is for decoder-only ones.
+
+    Raises:
+        InputError: the model cannot be used as one.
+    """
+    if model.config.is_encoder_decoder:
+        return Seq2SeqGenerator(model, tokenizer)
+    if model._is_stateful:
+        raise InputError(
+            f"The generator is a {model.config.model_type} model, which keeps a state instead of what it has read, so "
+            "that answers to one prompt cannot be told apart; take one with attention only, such as Llama or Qwen."
+        )
+    return CausalGenerator(model, tokenizer, make_wrapping(tokenizer, prompt or PromptSettings()))
+
+
+def choose_prompt(
+    config: Any, tokenizer: Any, recorded: dict[str, Any] | None, template: str | None, chat: bool | None
+) -> PromptSettings | None:
+    """The prompt of a generator: what is asked for, else what is recorded, else what suits its tokenizer.
+
+    Args:
+        config: the generator's.
+        tokenizer: the generator's.
+        recorded: a PromptSettings as a dictionary, from a checkpoint.
+        template: asked for; the chat template is left out then, unless `chat` asks for it.
+        chat: asked for.
+
+    Returns:
+        None for a generator that takes no prompt.
+
+    Raises:
+        InputError: a prompt is asked for, but the generator takes none; or one that is no template.
+    """
+    if config.is_encoder_decoder:
+        if template is not None or chat is not None:
+            raise InputError(
+                f"--prompt_template and --chat are for decoder-only generators, and this is a {config.model_type}; "
+                "leave them out."
+            )
+        return None
+    before = PromptSettings(**recorded) if recorded else PromptSettings.suiting(bool(tokenizer.chat_template))
+    if template is None and chat is None:
+        return before
+    wants_chat = chat if chat is not None else template is None and before.chat
+    if template is None:
+        template = before.template if before.chat == wants_chat else PromptSettings.suiting(wants_chat).template
+    return PromptSettings(template, wants_chat)

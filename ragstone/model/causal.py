@@ -1,0 +1,264 @@
+"""Decoder-only generators: GPT-2, Llama, Qwen, Mistral and whatever else AutoModelForCausalLM gives.
+
+A context is a prompt. In training, each prompt and its target are one sequence. Without gradients, a prompt is read
+once: all candidates or beams of it stand side by side in one row behind it, and the attention mask keeps them apart.
+So neither the prompt's keys and values nor those of a beam are ever copied.
+
+Shapes: R prompts, A answers per prompt, K answers that are written at once, S prompt tokens, T target tokens,
+V vocabulary, H heads, D dimensions of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache
+
+from ragstone.errors import InputError
+from ragstone.model.context_ids import context_ids
+from ragstone.model.decoding import Decoding
+from ragstone.model.marginal import IGNORED
+from ragstone.model.marginal_search import search_answers
+from ragstone.model.prompt import Wrapping
+from ragstone.model.runs import runs_of_like_length, tokens_at_once
+from ragstone.model.selected_positions import only_at
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the model keeps of prompts, all but their last tokens; padding is on the left."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    """Keys and values [R, H, S, D] of each layer."""
+    mask: torch.Tensor
+    """[R, S] true where there is a token."""
+
+    def cache(self) -> Any:
+        """A cache of transformers to go on from, which shares nothing that it changes."""
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self.layers):
+            cache.update(keys, values, number)
+        return cache
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids, and, without gradients, what the model keeps of them. See generator.EncodedContexts."""
+
+    ids: list[list[int]]
+    device: torch.device
+    memory: Memory | None
+
+    def select(self, rows: torch.Tensor) -> Prompts:
+        """See EncodedContexts.select."""
+        memory = self.memory
+        if memory is not None:
+            layers = [(keys[rows], values[rows]) for keys, values in memory.layers]
+            memory = Memory(layers, memory.mask[rows])
+        return Prompts([self.ids[row] for row in rows.tolist()], self.device, memory)
+
+    def last(self) -> torch.Tensor:
+        """[R] the last tokens."""
+        return torch.tensor([row[-1] for row in self.ids], device=self.device)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class CausalGenerator:
+    """A transformers decoder-only model with its tokenizer. See generator.Generator."""
+
+    def __init__(self, model: Any, tokenizer: Any, wrapping: Wrapping) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.wrapping = wrapping
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._ends = _end_tokens(model, tokenizer, wrapping)
+
+    def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
+        """See Generator.tokenize_targets: the answer's tokens and the token that ends it."""
+        texts = [self.wrapping.blank + answer for answer in answers]
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        labels = [torch.tensor([*row[: max_length - 1], self._ends[0]]) for row in rows]
+        return pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(self.model.device)
+
+    def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Prompts:
+        """See Generator.encode. With gradients, prompts are read together with their targets, later."""
+        texts = self.wrapping.wrap(contexts)
+        ids = context_ids(self.tokenizer, texts, max_length, opens=self.wrapping.opens, closes=False)
+        memory = None if torch.is_grad_enabled() else self._read([row[:-1] for row in ids])
+        return Prompts(ids, self.model.device, memory)
+
+    def target_logits(self, contexts: Prompts, labels: torch.Tensor) -> torch.Tensor:
+        """See Generator.target_logits."""
+        if contexts.memory is None:
+            return self._sequence_logits(contexts, labels)
+        answers, length = labels.shape[1:]
+        before = torch.cat([contexts.last()[:, None, None].expand(-1, answers, -1), labels[:, :, :-1]], dim=2)
+        own = torch.ones(length, length, dtype=torch.bool, device=labels.device).tril()
+        with only_at((labels != IGNORED).flatten(1), self.model.get_output_embeddings()):
+            output = self._go_on(
+                contexts,
+                contexts.memory.cache(),
+                before.masked_fill(before == IGNORED, self._ends[0]).flatten(1),
+                torch.arange(length, device=labels.device).repeat(answers),
+                torch.block_diag(*[own] * answers).expand(len(contexts), -1, -1),
+            )
+        return output.squeeze(0)
+
+    def search(self, contexts: Prompts, doc_log_probs: torch.Tensor, decoding: Decoding) -> list[list[list[int]]]:
+        """See Generator.search."""
+        return search_answers(
+            self.model,
+            _CausalWriting(self, contexts),
+            doc_log_probs,
+            decoding,
+            start=contexts.ids[0][-1],
+            ends=self._ends,
+            bad_words=decoding.bad_words_ids,
+        )
+
+    def text(self, labels: Sequence[int]) -> str:
+        """See Generator.text."""
+        return self.tokenizer.decode([label for label in labels if label not in self._ends]).strip()
+
+    def is_preamble(self, label: int) -> bool:
+        """See Generator.is_preamble: every token of an answer is of its text."""
+        return False
+
+    def _sequence_logits(self, contexts: Prompts, labels: torch.Tensor) -> torch.Tensor:
+        """target_logits with gradients: sequences of like length together, padded on the right."""
+        answers = labels.shape[1]
+        targets = [[label for label in row if label != IGNORED] for row in labels.flatten(0, 1).tolist()]
+        prompts = [row for row in contexts.ids for _ in range(answers)]
+        rows = [row for row, target in enumerate(targets) if target]
+        lengths = [len(prompts[row]) + len(targets[row]) - 1 for row in rows]
+        found, order = [], []
+        for run in runs_of_like_length(lengths, tokens_at_once(contexts.device)):
+            texts = [torch.tensor(prompts[rows[i]] + targets[rows[i]][:-1]) for i in run]
+            ids = pad_sequence(texts, batch_first=True, padding_value=self._ends[0]).to(contexts.device)
+            places = torch.arange(ids.shape[1], device=ids.device)
+            ends = torch.tensor([lengths[i] for i in run], device=ids.device)[:, None]
+            counts = torch.tensor([len(targets[rows[i]]) for i in run], device=ids.device)[:, None]
+            with only_at((places >= ends - counts) & (places < ends), self.model.get_output_embeddings()):
+                output = self.model(input_ids=ids, attention_mask=(places < ends).long(), use_cache=False)
+            found.append(output.logits.squeeze(0))
+            order += [rows[i] for i in run]
+        if order == rows:
+            return torch.cat(found)
+        pieces = dict(zip(order, torch.cat(found).split([len(targets[row]) for row in order]), strict=True))
+        return torch.cat([pieces[row] for row in rows])
+
+    def _read(self, ids: list[list[int]]) -> Memory:
+        """The memory of `ids`, of which those of like length are read together, padded on the left."""
+        device = self.model.device
+        runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(device))
+        longest = max(1, *map(len, ids))
+        layers: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        masks = []
+        for run in runs:
+            length = max(1, *(len(ids[row]) for row in run))
+            padded = [[self._ends[0]] * (length - len(ids[row])) + ids[row] for row in run]
+            tokens = torch.tensor(padded, device=device)
+            counts = torch.tensor([len(ids[row]) for row in run], device=device)[:, None]
+            mask = torch.arange(length, device=device) >= length - counts
+            cache: Any = DynamicCache()
+            with only_at(torch.zeros_like(mask), self.model.get_output_embeddings()):
+                self.model(
+                    input_ids=tokens,
+                    attention_mask=mask.long(),
+                    past_key_values=cache,
+                    use_cache=True,
+                    **self._positions((mask.cumsum(dim=1) - 1).clamp(min=0)),
+                )
+            missing = longest - length
+            layers.append([(pad(x.keys, (0, 0, missing, 0)), pad(x.values, (0, 0, missing, 0))) for x in cache.layers])
+            masks.append(pad(mask, (missing, 0)))
+        place = torch.tensor([row for run in runs for row in run], device=device).argsort()
+        joined = [
+            (torch.cat([keys for keys, _ in parts])[place], torch.cat([values for _, values in parts])[place])
+            for parts in zip(*layers, strict=True)
+        ]
+        return Memory(joined, torch.cat(masks)[place])
+
+    def _go_on(
+        self, contexts: Prompts, cache: Any, tokens: torch.Tensor, steps: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores of what comes behind tokens that stand behind their prompt.
+
+        Args:
+            contexts: R prompts with their memory.
+            cache: keys and values of the prompts and of what was written.
+            tokens: [R, Q]
+            steps: [Q] how many tokens of the same answer stand before each, behind the prompt's last.
+            visible: [R, Q, W] which of the W tokens behind the prompt each attends to, the Q new ones last.
+        """
+        memory = contexts.memory
+        assert memory is not None
+        known = memory.mask[:, None].expand(-1, tokens.shape[1], -1)
+        mask = torch.cat([known, visible], dim=2)[:, None]
+        bias = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
+        # The model takes a mask of four dimensions as it is, and adds it to the attention scores.
+        bias = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+        positions = memory.mask.sum(dim=1, keepdim=True) + steps
+        return self.model(
+            input_ids=tokens, attention_mask=bias, past_key_values=cache, use_cache=True, **self._positions(positions)
+        ).logits
+
+    def _positions(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"position_ids": positions} if self._takes_positions else {}
+
+
+class _CausalWriting:
+    """See generator.Writing. The K answers to a prompt are one row of the model, step behind step."""
+
+    def __init__(self, generator: CausalGenerator, contexts: Prompts) -> None:
+        assert contexts.memory is not None
+        self._generator = generator
+        self._contexts = contexts
+        self._cache = contexts.memory.cache()
+        self._steps = 0
+        self._written = torch.zeros(0)
+        """[R, K, steps·K] which of the tokens written so far belong to each answer."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See Writing.step."""
+        contexts = self._contexts
+        rows = len(contexts)
+        each = len(tokens) // rows
+        if self._steps == 0:
+            tokens = contexts.last()[:, None].expand(-1, each)
+            self._written = torch.zeros(rows, each, 0, dtype=torch.bool, device=contexts.device)
+        itself = torch.eye(each, dtype=torch.bool, device=contexts.device).expand(rows, -1, -1)
+        self._written = torch.cat([self._written, itself], dim=2)
+        steps = torch.full((each,), self._steps, device=contexts.device)
+        logits = self._generator._go_on(contexts, self._cache, tokens.reshape(rows, each), steps, self._written)
+        self._steps += 1
+        return logits.flatten(0, 1)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """See Writing.reorder: answers share what they have in common, so nothing moves but the mask."""
+        self._written = self._written.flatten(0, 1)[rows].view_as(self._written)
+
+
+def _end_tokens(model: Any, tokenizer: Any, wrapping: Wrapping) -> list[int]:
+    """The tokens that end an answer, the one that targets end with first.
+
+    Raises:
+        InputError: neither the model nor the tokenizer names one.
+    """
+    named = model.generation_config.eos_token_id
+    known = named if isinstance(named, list) else [named]
+    ends = [end for end in (wrapping.end, tokenizer.eos_token_id, *known) if end is not None]
+    if not ends:
+        raise InputError(
+            f"The {model.config.model_type} generator names no end token; set eos_token_id in its "
+            "generation_config.json."
+        )
+    return list(dict.fromkeys(ends))

@@ -1,0 +1,94 @@
+"""LoRA: a generator that stays as it is, with small matrices beside its layers that are trained instead (peft).
+
+Hu et al. 2021, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragstone.errors import InputError
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Names as in peft."""
+
+    r: int
+    """Rank of the matrices."""
+    alpha: int
+    """What they are scaled by, divided by r."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the layers that get them; all linear layers but the one over the vocabulary where empty."""
+    dropout: float = 0.0
+
+
+def add_adapters(model: Any, settings: LoraSettings) -> Any:
+    """The model with new adapters, which change nothing yet; they alone are trainable.
+
+    Raises:
+        InputError: peft is not installed, or no layer has such a name.
+    """
+    with _peft() as peft:
+        return _add(peft, model, settings)
+
+
+def _add(peft: Any, model: Any, settings: LoraSettings) -> Any:
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.target_modules) or ALL_LINEAR,
+        lora_dropout=settings.dropout,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if hasattr(layer, "weight")})
+        raise InputError(
+            f"--lora_target_modules {' '.join(settings.target_modules)} names no layer of the generator; its layers "
+            f"are {', '.join(names)}."
+        ) from error
+
+
+def load_adapters(model: Any, folder: Path) -> Any:
+    """The model with the adapters that peft saved in `folder`, trainable.
+
+    Raises:
+        InputError: peft is not installed, or the adapters do not fit the model.
+    """
+    try:
+        with _peft() as peft:
+            return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise InputError(f"The adapters in {folder} cannot be used ({reason}); train them again.") from error
+
+
+def merge_adapters(model: Any) -> Any:
+    """The model with its adapters added to its weights: the same answers from a whole generator."""
+    return model.merge_and_unload()
+
+
+def adapter_rank(model: Any) -> int:
+    """The rank of the model's adapters."""
+    return int(model.peft_config[model.active_adapter].r)
+
+
+@contextmanager
+def _peft() -> Iterator[Any]:
+    """The library, which asks transformers for what that deprecates."""
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError("LoRA needs peft, which is not installed; pip install 'ragstone[lora]'.") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield peft

@@ -1,0 +1,218 @@
+"""Decoder-only generators against transformers' models, one unpadded sequence at a time, and against enumeration."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ragstone.model.causal import CausalGenerator
+from ragstone.model.decoding import Decoding
+from ragstone.model.marginal import document_log_probs
+from ragstone.model.prompt import Wrapping
+from ragstone.model.reader import Reader
+
+WORDS = ("</s>", "a", "b", "c", "<turn>")
+END, TURN = 0, 4
+LENGTH = 3
+SMALL = {"vocab_size": 5, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+HALF_HEADS = {**SMALL, "num_key_value_heads": 2, "eos_token_id": END}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "llama": ("Llama", HALF_HEADS),
+    "mistral": ("Mistral", {**HALF_HEADS, "sliding_window": 64}),
+    "qwen2": ("Qwen2", HALF_HEADS),
+    "qwen3": ("Qwen3", {**HALF_HEADS, "head_dim": 4}),
+    "gemma": ("Gemma", {**HALF_HEADS, "head_dim": 4}),
+    "gemma2": ("Gemma2", {**HALF_HEADS, "head_dim": 4, "sliding_window": 64}),
+    "phi": ("Phi", SMALL),
+    "gpt_neox": ("GPTNeoX", SMALL),
+    "opt": (
+        "OPT",
+        {
+            "vocab_size": 5,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 24,
+            "word_embed_proj_dim": 16,
+            "max_position_embeddings": 64,
+        },
+    ),
+}
+CONTEXTS = [("a b a", " c"), ("b", " a"), ("c c b a a b", ""), ("a", " b c"), ("b c", " b"), ("", "c a")]
+SCORES = torch.tensor([[0.3, 1.0, -0.2], [1.5, 0.0, 0.4]])
+
+
+def make(family: str) -> CausalGenerator:
+    """A tiny model with weights far from uniform, in float64 where it can, and a tokenizer of five words."""
+    name, sizes = FAMILIES[family]
+    torch.manual_seed(5)
+    config = getattr(transformers, f"{name}Config")(
+        **sizes, bos_token_id=None, pad_token_id=None, **({} if "eos_token_id" in sizes else {"eos_token_id": END})
+    )
+    for switch in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "attention_dropout", "hidden_dropout"):
+        if hasattr(config, switch):
+            setattr(config, switch, 0.0)
+    class_name = next(known for known in (f"{name}ForCausalLM", f"{name}LMHeadModel") if hasattr(transformers, known))
+    model = getattr(transformers, class_name)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    # Eager attention computes its softmax in float32, where the mask's lowest float64 number is infinite.
+    return CausalGenerator(model.double() if model._supports_sdpa else model, fast, Wrapping())
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def generator(request: pytest.FixtureRequest) -> CausalGenerator:
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> CausalGenerator:
+    return make("llama")
+
+
+def ids_of(generator: CausalGenerator, context: tuple[str, str]) -> list[int]:
+    return generator.tokenizer("".join(context))["input_ids"]
+
+
+def plain_logits(generator: CausalGenerator, context: tuple[str, str], answer: list[int]) -> torch.Tensor:
+    """[T, V] by the model alone, from one sequence without padding, mask or cache."""
+    prompt = ids_of(generator, context)
+    output = generator.model(input_ids=torch.tensor([[*prompt, *answer[:-1]]]), use_cache=False)
+    return output.logits[0, len(prompt) - 1 :]
+
+
+def targets() -> torch.Tensor:
+    """[6, 2, 3] two answers to each context, some shorter, one missing."""
+    labels = torch.tensor([1, 2, 0, 3, 3, 0, 2, 0, -100, 1, 1, 1, 0, -100, -100, 3, 2, 1]).view(6, 1, 3)
+    labels = labels.repeat(1, 2, 1)
+    labels[:, 1] = labels[:, 1].roll(1, dims=0)
+    labels[3, 1] = -100
+    return labels
+
+
+def test_scores_of_targets(generator: CausalGenerator) -> None:
+    """With gradients (each prompt with its target) and without (candidates side by side): as the model alone scores."""
+    labels = targets()
+    answers = [[label for label in row if label != -100] for row in labels.flatten(0, 1).tolist()]
+    expected = torch.cat(
+        [plain_logits(generator, CONTEXTS[i // 2], answer) for i, answer in enumerate(answers) if answer]
+    )
+    together = generator.target_logits(generator.encode(CONTEXTS, 64), labels)
+    tolerance = 1e-7 if expected.dtype == torch.double else 1e-4
+    torch.testing.assert_close(together, expected, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        apart = generator.target_logits(generator.encode(CONTEXTS, 64), labels)
+    torch.testing.assert_close(apart, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients(generator: CausalGenerator) -> None:
+    labels = targets()
+    model = generator.model
+    model.zero_grad()
+    generator.target_logits(generator.encode(CONTEXTS, 64), labels).square().sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    for i, row in enumerate(labels.flatten(0, 1).tolist()):
+        if answer := [label for label in row if label != -100]:
+            plain_logits(generator, CONTEXTS[i // 2], answer).square().sum().backward()
+    expected = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    # Gemma's normalisation computes in float32 whatever the weights' type.
+    size = torch.stack([gradient.norm() for gradient in expected]).norm().item()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_search_of_one_context_is_transformers_own(generator: CausalGenerator, beams: int) -> None:
+    """Batched, padded and with shared prompts: what generate finds for each prompt alone."""
+    with torch.no_grad():
+        contexts = generator.encode(CONTEXTS, 64)
+        decoding = Decoding(beams, max_length=LENGTH + 2, num_return_sequences=beams, length_penalty=1.0)
+        found = generator.search(contexts, torch.zeros(len(CONTEXTS), 1, dtype=torch.double), decoding)
+    for context, mine in zip(CONTEXTS, found, strict=True):
+        prompt = torch.tensor([ids_of(generator, context)])
+        rows = generator.model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            num_beams=beams,
+            num_return_sequences=beams,
+            max_new_tokens=LENGTH + 1,
+            min_new_tokens=0,
+            do_sample=False,
+            pad_token_id=END,
+            eos_token_id=END,
+            length_penalty=1.0,
+        )[:, prompt.shape[1] :].tolist()
+        assert mine == [row[: row.index(END) + 1] if END in row else row for row in rows]
+
+
+def all_answers() -> list[tuple[int, ...]]:
+    going_on = [1, 2, 3, 4]
+    ended = [(*body, END) for length in range(LENGTH) for body in itertools.product(going_on, repeat=length)]
+    return ended + list(itertools.product(going_on, repeat=LENGTH))
+
+
+@pytest.fixture(scope="module")
+def enumerated(generator: CausalGenerator) -> Callable[[str], torch.Tensor]:
+    """[2, answers] p(y|x) of both kinds, from the model's own probabilities of every answer of LENGTH tokens."""
+    answers = all_answers()
+    tokens = torch.ones(6, len(answers), LENGTH, dtype=torch.double)
+    for row, context in enumerate(CONTEXTS):
+        prompt = ids_of(generator, context)
+        padded = torch.tensor([[*prompt, *[*answer, *[END] * LENGTH][: LENGTH - 1]] for answer in answers])
+        with torch.no_grad():
+            logits = generator.model(input_ids=padded, use_cache=False).logits[:, len(prompt) - 1 :]
+        probabilities = logits.softmax(dim=-1)
+        for i, answer in enumerate(answers):
+            tokens[row, i, : len(answer)] = probabilities[i, range(len(answer)), list(answer)]
+    tokens = tokens.view(2, 3, len(answers), LENGTH)
+    prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool)).double().exp()
+
+    def marginal(kind: str) -> torch.Tensor:
+        if kind == "sequence":
+            return torch.einsum("bn,bna->ba", prior, tokens.prod(dim=3))
+        return torch.einsum("bn,bnat->bat", prior, tokens).prod(dim=2)
+
+    return marginal
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_loss_is_the_marginal(generator: CausalGenerator, enumerated: Callable[[str], torch.Tensor], kind: Any) -> None:
+    """Every answer's likelihood; they sum to one."""
+    prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
+    answers = all_answers()
+    labels = torch.tensor([[*answer, *[-100] * (LENGTH - len(answer))] for answer in answers])
+    for question in range(2):
+        rows = torch.arange(3).repeat(len(answers)) + question * 3
+        with torch.no_grad():
+            contexts = generator.encode(CONTEXTS, 64).select(rows)
+            reading = Reader(generator, kind).read(contexts, prior[question].expand(len(answers), 3), labels)
+        likelihood = reading.log_likelihood.double().exp()
+        torch.testing.assert_close(likelihood, enumerated(kind)[question], rtol=1e-4, atol=1e-9)
+        assert likelihood.sum().item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_enough_beams_find_the_optimum(
+    generator: CausalGenerator, enumerated: Callable[[str], torch.Tensor], kind: Any
+) -> None:
+    prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
+    with torch.no_grad():
+        contexts = generator.encode(CONTEXTS, 64)
+    decoding = Decoding(120, max_length=LENGTH + 1, length_penalty=0.0)
+    found = [row[0] for row in Reader(generator, kind).generate(contexts, prior, decoding)]
+    best = enumerated(kind).max(dim=1)
+    assert [hypothesis.labels for hypothesis in found] == [all_answers()[i] for i in best.indices]
+    torch.testing.assert_close(torch.tensor([h.score for h in found]).double().exp(), best.values, rtol=1e-4, atol=1e-9)

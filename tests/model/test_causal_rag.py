@@ -1,0 +1,230 @@
+"""RAG checkpoints with a decoder-only generator: joined, trained, saved and opened again, whole and as adapters."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ragstone.commands.finetune import FinetuneSettings, finetune
+from ragstone.errors import InputError
+from ragstone.model.checkpoint import ADAPTER
+from ragstone.model.consolidate import merge_checkpoint
+from ragstone.model.decoding import Decoding
+from ragstone.model.lora import LoraSettings
+from ragstone.model.open import ModelRequest, open_model
+from tests.conftest import join_models
+
+QUESTIONS = ["who founded the town ?", "what is blue ?", "who was king of the hill ?"]
+ANSWERS = ["otto", "the river", "mara"]
+TEMPLATE = "{passage} // {question} / "
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, llama_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("llama-checkpoint") / "rag"
+    return join_models(llama_folder, models_folder / "question_encoder", folder, prompt_template=TEMPLATE)
+
+
+@pytest.fixture
+def opened(llama_checkpoint: Path, source_folder: Path) -> Callable[..., Any]:
+    def opener(**changes: Any) -> Any:
+        request = {"name_or_path": str(llama_checkpoint), "n_docs": 3, "passages_path": str(source_folder), **changes}
+        return open_model(ModelRequest(**request))
+
+    return opener
+
+
+@pytest.mark.parametrize("kind", ["rag_sequence", "rag_token"])
+def test_loss_and_gradients_are_the_definition(opened: Callable[..., Any], llama_folder: Path, kind: str) -> None:
+    """Against transformers' model alone, prompt by prompt, with the marginal written out."""
+    model = opened(model_type=kind)
+    loss = model(QUESTIONS, ANSWERS).loss
+    loss.backward()
+    theirs = AutoModelForCausalLM.from_pretrained(llama_folder)
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    encoder = opened().question_encoder
+    expected = torch.zeros(())
+    for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
+        evidence = model.find([question])
+        vector = encoder(**encoder.tokenize([question]))[0]
+        found = model.retriever.retrieve(vector[None].detach().numpy(), 3)
+        prior = (torch.from_numpy(found.vectors[0]) @ vector).log_softmax(dim=0)
+        target = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        rows = []
+        for passage in evidence.passages[0]:
+            text = f"{passage.title} / {passage.text} // {question} /"
+            prompt = tokenizer(text)["input_ids"][:-1]
+            logits = theirs(torch.tensor([[*prompt, *target[:-1]]])).logits[0, len(prompt) - 1 :]
+            rows.append(logits.log_softmax(dim=-1)[range(len(target)), target])
+        tokens = torch.stack(rows)
+        if kind == "rag_sequence":
+            expected = expected - (prior + tokens.sum(dim=1)).logsumexp(dim=0)
+        else:
+            expected = expected - (prior[:, None] + tokens).logsumexp(dim=0).sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for ours, other in ((model.generator_model, theirs), (model.question_encoder.model, encoder.model)):
+        pairs = zip(ours.named_parameters(), other.parameters(), strict=True)
+        both = [(name, mine.grad, right.grad) for (name, mine), right in pairs if right.grad is not None]
+        size = torch.stack([right.norm() for _, _, right in both]).norm().item()
+        for name, mine, right in both:
+            torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5 * size, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["rag_sequence", "rag_token"])
+def test_a_batch_answers_like_each_question_alone(opened: Callable[..., Any], kind: str) -> None:
+    model = opened(model_type=kind)
+    decoding = Decoding(num_beams=3, num_return_sequences=3, max_length=8)
+    for question, together in zip(QUESTIONS, model.generate(QUESTIONS, decoding), strict=True):
+        (alone,) = model.generate([question], decoding)
+        assert [answer.labels for answer in together] == [answer.labels for answer in alone]
+        for mine, other in zip(together, alone, strict=True):
+            assert mine.score == pytest.approx(other.score, rel=1e-4)
+            assert sum(found.posterior for found in mine.passages) == pytest.approx(1, rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(opened: Callable[..., Any]) -> None:
+    plain, saving = opened(), opened(gradient_checkpointing=True)
+    losses = [model.train()(QUESTIONS, ANSWERS).loss for model in (plain, saving)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    for mine, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_saved_and_opened_again(opened: Callable[..., Any], tmp_path: Path) -> None:
+    model = opened(model_type="rag_token")
+    model.save(tmp_path / "again")
+    again = open_model(ModelRequest(str(tmp_path / "again")))
+    assert again.model_type == "rag_token"
+    assert again.fingerprint() == model.fingerprint()
+    decoding = Decoding(num_beams=2, max_length=8)
+    assert again.generate(QUESTIONS, decoding) == model.generate(QUESTIONS, decoding)
+    names = set(load_file(tmp_path / "again" / "model.safetensors"))
+    assert {name.partition(".")[0] for name in names} == {"rag"}
+    assert any(name.startswith("rag.generator.model.layers.1.") for name in names)
+
+
+def settings(folder: Path, checkpoint: Path, pairs: Path, source: Path, **changes: Any) -> FinetuneSettings:
+    flags: dict[str, Any] = {
+        "data_dir": pairs,
+        "output_dir": folder,
+        "model_name_or_path": str(checkpoint),
+        "passages_path": str(source),
+        "train_batch_size": 5,
+        "num_train_epochs": 3,
+        "learning_rate": 0.02,
+        "num_beams": 2,
+        "val_max_target_length": 8,
+        **changes,
+    }
+    return FinetuneSettings(**flags)
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora_r": 4, "lora_alpha": 16}])
+def test_fine_tuned(
+    lora: dict[str, int], llama_checkpoint: Path, pairs_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    """The loss falls; with LoRA the generator stays as it was, and adapters alone are saved beside the encoder."""
+    before = load_file(llama_checkpoint / "model.safetensors")
+    finetune(settings(tmp_path / "run", llama_checkpoint, pairs_folder, source_folder, **lora))
+    best = tmp_path / "run" / "best"
+    tuned = open_model(ModelRequest(str(best)))
+    start = open_model(ModelRequest(str(llama_checkpoint), passages_path=str(source_folder)))
+    with torch.no_grad():
+        assert tuned(QUESTIONS, ANSWERS).nll < 0.8 * start(QUESTIONS, ANSWERS).nll
+    saved = set(load_file(best / "model.safetensors"))
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in load_file(llama_checkpoint / "model.safetensors").items()
+    )
+    if not lora:
+        assert saved == set(before)
+        return
+    assert not any(name.startswith("rag.generator.") for name in saved)
+    trained = {name for name, parameter in tuned.generator_model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    for name, tensor in before.items():
+        if name.startswith("rag.generator."):
+            key = name.removeprefix("rag.generator.")
+            held = dict(tuned.generator_model.base_model.model.state_dict())
+            other = held.get(key, held.get(key.replace(".weight", ".base_layer.weight")))
+            assert other is not None and torch.equal(other, tensor)
+    model_type, _ = merge_checkpoint(str(best), tmp_path / "merged")
+    assert model_type == "rag_sequence"
+    merged = open_model(ModelRequest(str(tmp_path / "merged")))
+    assert set(load_file(tmp_path / "merged" / "model.safetensors")) == set(before)
+    decoding = Decoding(num_beams=2, max_length=8)
+    for mine, other in zip(merged.generate(QUESTIONS, decoding), tuned.generate(QUESTIONS, decoding), strict=True):
+        assert mine[0].text == other[0].text
+        assert mine[0].score == pytest.approx(other[0].score, rel=1e-4)
+
+
+def test_adapters_are_trained_on_and_their_base_must_be_there(
+    opened: Callable[..., Any], llama_checkpoint: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(llama_checkpoint, base)
+    lora = LoraSettings(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
+    model = opened(name_or_path=str(base), lora=lora)
+    model(QUESTIONS, ANSWERS).loss.backward()
+    touched = {name for name, parameter in model.generator_model.named_parameters() if parameter.grad is not None}
+    assert touched and all("q_proj.lora_" in name or "v_proj.lora_" in name for name in touched)
+    model.save(tmp_path / "adapted")
+    assert (tmp_path / "adapted" / ADAPTER / "adapter_model.safetensors").is_file()
+    again = open_model(ModelRequest(str(tmp_path / "adapted"), lora=lora))
+    assert again.fingerprint() == model.fingerprint()
+    with pytest.raises(InputError, match=r"--lora_r is 3, but .* has adapters of rank 2"):
+        open_model(ModelRequest(str(tmp_path / "adapted"), lora=LoraSettings(r=3, alpha=4)))
+    shutil.rmtree(base)
+    with pytest.raises(InputError, match=r"base.* is neither a folder nor a model"):
+        open_model(ModelRequest(str(tmp_path / "adapted")))
+
+
+def test_layers_that_are_not_there(opened: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"--lora_target_modules query names no layer.* q_proj"):
+        opened(lora=LoraSettings(r=2, alpha=4, target_modules=("query",)))
+
+
+def test_merging_what_has_no_adapters(llama_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no adapters to merge"):
+        merge_checkpoint(str(llama_checkpoint), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_weights_of_another_type(opened: Callable[..., Any], name: str) -> None:
+    """Half the bytes; the loss is nearly the same."""
+    model = opened(torch_dtype=name)
+    assert {parameter.dtype for parameter in model.generator_model.parameters()} == {getattr(torch, name)}
+    with torch.no_grad():
+        assert model(QUESTIONS, ANSWERS).nll == pytest.approx(opened()(QUESTIONS, ANSWERS).nll, rel=0.02)
+        assert model.generate(QUESTIONS, Decoding(num_beams=2, max_length=5))
+
+
+def test_an_encoder_is_no_generator(models_folder: Path, plain_bert_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a bert model, which writes no text"):
+        join_models(plain_bert_folder, models_folder / "question_encoder", tmp_path / "rag")
+    assert not (tmp_path / "rag").exists()
+
+
+def test_alone_it_is_a_closed_book(llama_folder: Path, tmp_path: Path) -> None:
+    """Asked without passages, its loss is transformers' own."""
+    model: Any = open_model(ModelRequest(str(llama_folder), prompt_template="{text} {question} /"))
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    theirs = AutoModelForCausalLM.from_pretrained(llama_folder)
+    prompt = tokenizer("what is blue ? /")["input_ids"][:-1]
+    target = [*tokenizer("the river", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ids = torch.tensor([[*prompt, *target]])
+    labels = torch.tensor([[*[-100] * len(prompt), *target]])
+    expected = theirs(input_ids=ids, labels=labels).loss * len(target)
+    torch.testing.assert_close(model(["what is blue ?"], ["the river"]).loss, expected, rtol=1e-5, atol=0)
+    model.save(tmp_path / "again")
+    again: Any = open_model(ModelRequest(str(tmp_path / "again")))
+    assert again.fingerprint() == model.fingerprint()
