@@ -218,7 +218,9 @@ def _train(
         if state is not None:
             trainer.restore(state)
             metrics.forget_after(trainer.step)
-        accelerator.init_trackers("ragstone", config=dict(plan.record))
+        # Weights & Biases would keep its files in the working directory.
+        beside = {"wandb": {"dir": str(plan.folder)}}
+        accelerator.init_trackers("ragstone", config=dict(plan.record), init_kwargs=beside)
         trainer.run()
     # The last checkpoint is there before anybody goes on.
     processes.share(None)
