@@ -11,7 +11,7 @@ demo: $(READY)
 	$(VENV)/bin/ragstone demo --output_dir demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	scripts/test
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

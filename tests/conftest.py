@@ -43,6 +43,16 @@ settings.load_profile("untimed")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a file's tests to one of several workers, so that what they share is made once.
+
+    Tests that start Ray clusters are marked as a group of their own, whatever file they are in.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 def word_tokenizer(bos: str, eos: str, pad: str, unk: str, lower: bool) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words that puts `bos` before and `eos` behind."""
     specials = [bos, pad, eos, unk]

@@ -20,6 +20,7 @@ from benchmarks.retrieval_record import COLUMNS, Record
 
 ROOT = Path(__file__).parents[1]
 VECTORS = 2000
+SLOW_RAY = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_compare(tmp_path: Path, checkpoint_folder: Path, source_folder: Path) -
     ("backends", "processes", "askers"),
     [
         ("in-process,pytorch", [1, 2], [1, 1]),
-        pytest.param("ray-1,ray-2", [1, 1], [1, 2], marks=pytest.mark.slow),
+        pytest.param("ray-1,ray-2", [1, 1], [1, 2], marks=SLOW_RAY),
     ],
 )
 def test_retrieval(

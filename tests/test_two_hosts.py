@@ -17,6 +17,7 @@ COMMAND = [sys.executable, "-W", "error", str(SCRIPT)]
 FOLDERS = Path("/tmp")
 """Where the script works, wherever other temporary files go: Ray's sockets need a short path."""
 PROBE = f"two-hosts-probe-{os.getpid()}"
+pytestmark = pytest.mark.xdist_group("ray")
 HEADINGS = [
     "== A knowledge source and a checkpoint",
     "== One process with the whole batch, for comparison",

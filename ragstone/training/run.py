@@ -218,7 +218,11 @@ def _train(
         if state is not None:
             trainer.restore(state)
             metrics.forget_after(trainer.step)
-        accelerator.init_trackers("ragstone", config=dict(plan.record))
+        # Weights & Biases would keep its files in the working directory.
+        beside = {"wandb": {"dir": str(plan.folder)}}
+        # TensorBoard takes no lists.
+        shown = {name: str(value) if isinstance(value, list) else value for name, value in plan.record.items()}
+        accelerator.init_trackers("ragstone", config=shown, init_kwargs=beside)
         trainer.run()
     # The last checkpoint is there before anybody goes on.
     processes.share(None)

@@ -219,6 +219,7 @@ def test_the_help_tells_of_ray_without_loading_it() -> None:
     assert not {"ray", "torch"} & set(out.splitlines()[-1].split())
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_build_on_a_cluster_that_is_stopped_goes_on(flags: list[str], models_folder: Path, tmp_path: Path) -> None:
     """Stopped after the first of four parts, then started again."""
     documents = tmp_path / "long.tsv"
@@ -257,6 +258,7 @@ def test_a_build_on_a_cluster_that_is_stopped_goes_on(flags: list[str], models_f
     assert main(["verify", str(tmp_path / "source")]) == 0
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning")
 def test_the_documentations_commands(
     models_folder: Path,

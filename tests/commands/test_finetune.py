@@ -529,6 +529,45 @@ def test_weights_and_biases_that_are_not_installed(
         assert "--logger_name wandb needs Weights & Biases: pip install 'ragstone[wandb]'" in message
 
 
+def test_weights_and_biases_offline(base: dict[str, Any], tmp_path: Path) -> None:
+    """In a process of its own, since wandb starts another and handles signals."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    quiet = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ragstone", *words({**base, "logger_name": "wandb"})]
+    done = subprocess.run(command, env={**given, **quiet}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    project, settings, shown = offline_run(log)
+    assert project == "ragstone"
+    assert (settings["train_batch_size"], settings["learning_rate"]) == (5, 0.01)
+    (validation,) = records(tmp_path / "run")
+    assert shown["val/em"] == [pytest.approx(validation["val_avg_em"])]
+    assert len(shown["train/loss_per_token"]) == len(shown["_step"]) == 2
+    # TensorBoard's events are there as always.
+    assert list((tmp_path / "run" / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def offline_run(log: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]]:
+    """Project, settings and shown values by name of what Weights & Biases wrote without a network."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(log))
+    project, settings, shown = "", {}, {}
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        project = record.run.project or project
+        for item in (*record.run.config.update, *record.config.update):
+            settings[item.key or item.nested_key[0]] = json.loads(item.value_json)
+        for item in record.history.item:
+            shown.setdefault(item.key or item.nested_key[0], []).append(json.loads(item.value_json))
+    store.close()
+    return project, settings, shown
+
+
 @pytest.fixture
 def documented(
     tmp_path: Path, pairs_folder: Path, models_folder: Path, documents_file: Path, monkeypatch: pytest.MonkeyPatch

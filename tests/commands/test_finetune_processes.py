@@ -83,7 +83,7 @@ def assert_the_same_run(folder: Path, other: Path) -> None:
     assert predictions[0] == predictions[1]
 
 
-@pytest.mark.parametrize("retriever", ["pytorch", "ray"])
+@pytest.mark.parametrize("retriever", ["pytorch", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))])
 def test_two_processes_make_the_run_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
 ) -> None:
@@ -229,6 +229,7 @@ def test_a_missing_ray_is_said_before_anything_is_loaded(
     assert "--distributed_retriever ray needs Ray: pip install 'ragstone[ray]'." in refused(capsys, words(flags))
 
 
+@pytest.mark.xdist_group("ray")
 def test_the_documentations_commands(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -240,17 +241,20 @@ def test_the_documentations_commands(
     for name, folder in (("data", pairs_folder), ("rag", checkpoint_folder), ("knowledge", source_folder)):
         (tmp_path / name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     lines = [line.strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if " ragstone finetune " in line]
     assert len(lines) == 7
     for line in lines:
         before, _, flags = line.partition("ragstone finetune ")
         if "--gpus 0" not in line:
             parse_settings(FinetuneSettings, shlex.split(flags), "ragstone", "")
-            continue
-        program = [sys.executable, *(["-m", "torch.distributed.run", *before.split()[1:]] if before else ["-m"])]
-        command = [*program, "ragstone", "finetune", *shlex.split(flags)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
-        assert found.returncode == 0, (line, found.stderr)
+        elif not before:
+            assert main(["finetune", *shlex.split(flags)]) == 0, line
+        else:
+            program = [sys.executable, "-m", "torch.distributed.run", *before.split()[1:], "ragstone"]
+            command = [*program, "finetune", *shlex.split(flags)]
+            found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+            assert found.returncode == 0, (line, found.stderr)
     losses = [
         [record["loss_per_token"] for record in metrics(tmp_path / name)["val"]]
         for name in ("run-cpu", "run-torchrun", "run-ray", "run-shards")

@@ -36,7 +36,10 @@ from tests.conftest import WORDS
 
 OWN_WARNING = "`use_.*` is deprecated"
 """Ray Data warns of settings of its own, whenever its settings are made."""
-pytestmark = pytest.mark.filterwarnings(f"ignore:{OWN_WARNING}:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{OWN_WARNING}:DeprecationWarning"),
+    pytest.mark.xdist_group("ray"),
+]
 
 PER_PART = 8
 PLAN = BuildPlan("flat", max_words=10, batch_size=4, precision="fp32")

@@ -24,6 +24,8 @@ import pytest
 from ragstone.errors import InputError
 from ragstone.processes.ray_cluster import RayCluster, refuse_without_ray
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 CONNECT = """
 import json, signal, sys
 from ragstone.processes.ray_cluster import RayCluster

@@ -27,6 +27,7 @@ from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
 from tests.retrieval.conftest import DIMENSION
 
+pytestmark = pytest.mark.xdist_group("ray")
 ray = pytest.importorskip("ray")
 TIMEOUT = 200.0
 
