@@ -118,5 +118,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        # An empty list is no value: that is how the file says that a flag is not given.
+        return [_plain(item) for item in value] or None
     return value

@@ -140,7 +140,7 @@ def test_fine_tuned(
     tuned = open_model(ModelRequest(str(best)))
     start = open_model(ModelRequest(str(llama_checkpoint), passages_path=str(source_folder)))
     with torch.no_grad():
-        assert tuned(QUESTIONS, ANSWERS).nll < 0.8 * start(QUESTIONS, ANSWERS).nll
+        assert tuned(QUESTIONS, ANSWERS).nll < 0.9 * start(QUESTIONS, ANSWERS).nll
     saved = set(load_file(best / "model.safetensors"))
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in load_file(llama_checkpoint / "model.safetensors").items()
