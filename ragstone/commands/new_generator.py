@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ragstone.errors import InputError
 from ragstone.settings import save_settings
@@ -20,12 +21,14 @@ class NewGeneratorSettings:
     """Folder whose train.source and train.target the tokenizer is learned from too."""
     encoder_name_or_path: str | None = None
     """BERT-like text encoder to start from, with its tokenizer, width and language; nothing is learned from texts."""
+    architecture: Literal["bart", "llama"] = "bart"
+    """bart has an encoder and a decoder; llama is a decoder alone."""
     vocab_size: int = 4000
     """Tokens of a learned tokenizer."""
     d_model: int = 128
     """Width, where there is no encoder to start from."""
     encoder_layers: int = 2
-    """Layers of the encoder."""
+    """Layers of the encoder, where there is one."""
     decoder_layers: int = 2
     """Layers of the decoder."""
     heads: int = 4
@@ -47,6 +50,8 @@ class NewGeneratorSettings:
             raise InputError("Give --csv_path, the documents to learn a tokenizer from, or --encoder_name_or_path.")
         if self.encoder_name_or_path is not None and self.csv_path:
             raise InputError("--encoder_name_or_path brings its own tokenizer; leave --csv_path out.")
+        if self.encoder_name_or_path is not None and self.architecture == "llama":
+            raise InputError("--architecture llama has no encoder to start from --encoder_name_or_path; leave one out.")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class NewGenerator:
 
 
 def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
-    """Make a small BART without pretraining, with a tokenizer learned from documents."""
+    """Make a small generator without pretraining, with a tokenizer learned from documents."""
     from ragstone.data.examples import read_examples
     from ragstone.knowledge.documents import find_files, read_documents
     from ragstone.model.contexts import ContextFormat
@@ -70,6 +75,7 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
         generator_from_encoder,
         train_generator_tokenizer,
     )
+    from ragstone.model.fresh_causal import fresh_causal_generator
     from ragstone.output import new_folder, refuse_used_folder
     from ragstone.types import Passage
 
@@ -97,7 +103,8 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
             settings.heads,
             dropout=settings.dropout,
         )
-        model = fresh_generator(tokenizer, size, settings.seed)
+        make = fresh_generator if settings.architecture == "bart" else fresh_causal_generator
+        model = make(tokenizer, size, settings.seed)
     with new_folder(settings.dest, "--dest") as folder:
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
