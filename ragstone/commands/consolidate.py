@@ -40,6 +40,10 @@ class ConsolidateSettings:
     """Put the generator's chat template around the prompt; done where it has one and no prompt is given."""
     merge_lora: str | None = None
     """Instead of two models, a checkpoint that was fine-tuned with --lora_r: its adapters go into the weights."""
+    src_lang: str | None = None
+    """Language of passages and questions, for a generator of several: a code of its tokenizer (en_XX, eng_Latn)."""
+    tgt_lang: str | None = None
+    """Language of answers."""
     allow_new_weights: bool = False
     """Accept a model some of whose weights are newly initialised."""
 
@@ -77,6 +81,7 @@ def consolidate(settings: ConsolidateSettings) -> Consolidated:
 
 def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]:
     from ragstone.model.consolidate import Parts, consolidate_checkpoint, merge_checkpoint
+    from ragstone.model.languages import Languages
 
     if settings.merge_lora is not None:
         return merge_checkpoint(settings.merge_lora, folder)
@@ -92,6 +97,7 @@ def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]
         allow_new_weights=settings.allow_new_weights,
         prompt_template=settings.prompt_template,
         chat=settings.chat,
+        languages=Languages(settings.src_lang, settings.tgt_lang),
     )
     return settings.model_type, consolidate_checkpoint(parts, folder, settings.model_type)
 

@@ -117,6 +117,10 @@ class FinetuneSettings:
     """Tokens of an answer that --do_predict generates at most."""
     max_combined_length: int | None = None
     """Tokens of passage and question together; the checkpoint's number where not given."""
+    src_lang: str | None = None
+    """Language of passages and questions, for a generator of several; the checkpoint's where not given."""
+    tgt_lang: str | None = None
+    """Language of answers, for a generator of several; the checkpoint's where not given."""
     prefix: str | None = None
     """Text before every input of the generator; the checkpoint's where not given."""
     num_beams: int = 4
@@ -338,6 +342,7 @@ class FinetuneSettings:
         )
 
     def _model_request(self) -> ModelRequest:
+        from ragstone.model.languages import Languages
         from ragstone.model.open import ModelRequest
 
         changes = {name: getattr(self, name) for name in GENERATOR_SETTINGS if getattr(self, name) is not None}
@@ -360,6 +365,7 @@ class FinetuneSettings:
             chat=self.chat,
             lora=self._lora(),
             torch_dtype=self.torch_dtype,
+            languages=Languages(self.src_lang, self.tgt_lang),
             config_name=self.config_name,
             tokenizer_name=self.tokenizer_name,
             cache_dir=self.cache_dir,

@@ -81,6 +81,16 @@ class CausalGenerator:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._ends = _end_tokens(model, tokenizer, wrapping)
 
+    @property
+    def longest_context(self) -> int | None:
+        """See Generator.longest_context: prompt and answer share the positions, so neither has a limit of its own."""
+        return None
+
+    @property
+    def longest_target(self) -> int | None:
+        """See Generator.longest_target and longest_context."""
+        return None
+
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """See Generator.tokenize_targets: the answer's tokens and the token that ends it."""
         texts = [self.wrapping.blank + answer for answer in answers]

@@ -21,6 +21,7 @@ from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
 from ragstone.model.generator import Generator
+from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import load_adapters
 from ragstone.model.prompt import PromptSettings
 from ragstone.model.rag import RagType
@@ -75,6 +76,7 @@ def load_checkpoint(
     generator_changes: Mapping[str, Any] | None = None,
     prompt_template: str | None = None,
     chat: bool | None = None,
+    languages: Languages | None = None,
 ) -> Checkpoint:
     """Open a RAG checkpoint from a folder or the hub, as safetensors or as pickled weights read with weights_only.
 
@@ -85,9 +87,10 @@ def load_checkpoint(
         generator_changes: entries of the generator's config to set (dropout, encoder_layerdrop, ...).
         prompt_template: another prompt for a decoder-only generator.
         chat: whether its chat template is put around the prompt.
+        languages: what a generator of several languages reads and writes; as recorded where None.
 
     Raises:
-        InputError: no RAG checkpoint, or one that lacks weights.
+        InputError: no RAG checkpoint, one that lacks weights, or one whose languages are not clear.
     """
     from transformers import AutoConfig
 
@@ -99,7 +102,7 @@ def load_checkpoint(
         )
     base = own_settings(config).get("adapter_base")
     if base is not None:
-        return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat)
+        return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat, languages)
     auto_class(config.generator, f"The generator in {name_or_path}")
     change_config(config.generator, generator_changes or {})
     # Both model types have the same weights, so either class opens them.
@@ -123,6 +126,7 @@ def load_checkpoint(
     generation = own_settings(config).get("generation")
     if generation:
         generator.generation_config.update(**generation)
+    set_languages(generator, tokenizers["generator"], languages or Languages(), name_or_path)
     encoder = TextEncoder(holder.rag.question_encoder, tokenizers["question_encoder"], settings, name_or_path)
     prompt = choose_prompt(
         generator.config, tokenizers["generator"], own_settings(config).get("prompt"), prompt_template, chat
@@ -156,6 +160,7 @@ def _load_adapted(
     generator_changes: Mapping[str, Any] | None,
     prompt_template: str | None,
     chat: bool | None,
+    languages: Languages | None,
 ) -> Checkpoint:
     """A checkpoint of a question encoder and adapters, over the generator of the checkpoint that they were made for."""
     if not Path(name_or_path).is_dir():
@@ -167,6 +172,7 @@ def _load_adapted(
         generator_changes=generator_changes,
         prompt_template=prompt_template or prompt.get("template"),
         chat=prompt.get("chat") if chat is None else chat,
+        languages=languages,
     )
     record_prompt(config, None if not prompt else PromptSettings(**own_settings(whole.config)["prompt"]))
     generator = whole.generator

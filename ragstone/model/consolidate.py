@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, record_prompt, save_checkpoint
 from ragstone.model.decoding import Decoding
+from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import merge_adapters
 from ragstone.model.rag import RagType
 from ragstone.types import NO_PASSAGE
@@ -42,13 +43,16 @@ class Parts:
     """A decoder-only generator's prompt."""
     chat: bool | None = None
     """Whether its chat template is put around the prompt; where it has one and no prompt is given, if None."""
+    languages: Languages = field(default_factory=Languages)
+    """What a generator of several languages reads and writes."""
 
 
 def join_parts(parts: Parts) -> Checkpoint:
     """Load both models and put a RAG config around them.
 
     Raises:
-        InputError: a part cannot be read or lacks weights.
+        InputError: a part cannot be read or lacks weights, or it is not clear what a generator of several languages
+            reads and writes.
     """
     from transformers import AutoConfig, RagConfig
 
@@ -68,6 +72,7 @@ def join_parts(parts: Parts) -> Checkpoint:
             f"The generator's tokenizer has {len(tokenizer)} tokens, but the generator {parts.generator} only "
             f"{generator.config.vocab_size}; give the tokenizer that belongs to it."
         )
+    set_languages(generator, tokenizer, parts.languages, parts.generator)
     config = RagConfig() if parts.config is None else pretrained(RagConfig, parts.config, "RAG config")
     config.question_encoder, config.generator = encoder.model.config, generator.config
     config.retrieval_vector_size = encoder.dimension
@@ -76,7 +81,10 @@ def join_parts(parts: Parts) -> Checkpoint:
     config.ragstone = {**own_settings(config), "passage_encoder_fingerprint": _partner(encoder, parts)}
     prompt = choose_prompt(generator.config, tokenizer, None, parts.prompt_template, parts.chat)
     record_prompt(config, prompt)
-    return Checkpoint(config, encoder, as_generator(generator.float().eval(), tokenizer, prompt))
+    joined = as_generator(generator.float().eval(), tokenizer, prompt)
+    if joined.longest_context is not None:
+        config.max_combined_length = min(config.max_combined_length, joined.longest_context)
+    return Checkpoint(config, encoder, joined)
 
 
 def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> str:

@@ -41,10 +41,9 @@ class Decoding:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}, but must be at least 1.")
-        longest = self.max_length if self.max_new_tokens is None else self.max_new_tokens + 1
-        if self.min_length > longest:
+        if self.min_length > self.longest:
             limit = "max_length" if self.max_new_tokens is None else "the start token and max_new_tokens, together"
-            raise InputError(f"min_length {self.min_length} is above {limit} {longest}; lower it.")
+            raise InputError(f"min_length {self.min_length} is above {limit} {self.longest}; lower it.")
         if self.temperature <= 0:
             raise InputError(
                 f"temperature is {self.temperature}, but must be above 0; for greedy search do not sample."
@@ -53,6 +52,11 @@ class Decoding:
             raise InputError(f"top_k is {self.top_k}, but must be at least 1, or 0 for the whole vocabulary.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, but must be above 0 and at most 1.")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an answer at most, the decoder's start token included."""
+        return self.max_length if self.max_new_tokens is None else self.max_new_tokens + 1
 
     @property
     def samples(self) -> bool:
@@ -78,7 +82,7 @@ class Decoding:
             "num_return_sequences": self.num_return_sequences,
             "min_length": self.min_length,
             "min_new_tokens": None,
-            "max_length": self.max_length if self.max_new_tokens is None else self.max_new_tokens + 1,
+            "max_length": self.longest,
             "max_new_tokens": None,
             "do_sample": self.do_sample,
             "return_dict_in_generate": False,

@@ -49,6 +49,14 @@ class Generator(Protocol[Contexts]):
     """The transformers model, an nn.Module."""
     tokenizer: Any
 
+    @property
+    def longest_context(self) -> int | None:
+        """Tokens of a context at most; None where the architecture sets no limit."""
+
+    @property
+    def longest_target(self) -> int | None:
+        """Tokens of an answer at most; None where the architecture sets no limit."""
+
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """Labels [R, T] of answers cut to `max_length` tokens, -100 at padding."""
 

@@ -70,7 +70,8 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
     def __init__(self, model: Any, writing: Writing, doc_log_probs: torch.Tensor) -> None:
         """See search_answers."""
         config = PreTrainedConfig(is_encoder_decoder=False)
-        config.vocab_size = model.config.vocab_size
+        # What the decoder writes: Marian may read another vocabulary.
+        config.vocab_size = model.get_output_embeddings().out_features
         super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
         self._writing = writing

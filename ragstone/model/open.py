@@ -23,6 +23,8 @@ from ragstone.model.checkpoint import (
 )
 from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
+from ragstone.model.generator import Generator
+from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_rank, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
@@ -60,6 +62,8 @@ class ModelRequest:
     """Train adapters of the generator instead of its weights."""
     torch_dtype: str | None = None
     """Type of the generator's weights (float32, bfloat16, float16); float32 where None."""
+    languages: Languages = dataclasses.field(default_factory=Languages)
+    """Of a generator of several languages."""
     config_name: str | None = None
     tokenizer_name: str | None = None
     """Closed-book: where the tokenizer is, if not with the model."""
@@ -120,6 +124,7 @@ def _open_rag(request: ModelRequest) -> RagModel:
         generator_changes=request.generator_changes,
         prompt_template=request.prompt_template,
         chat=request.chat,
+        languages=request.languages,
     )
     if request.model_type is not None and request.model_type not in RAG_TYPES:
         raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
@@ -143,7 +148,7 @@ def _open_rag(request: ModelRequest) -> RagModel:
     options = RagOptions(
         model_type=model_type,
         n_docs=request.n_docs or config.n_docs,
-        context=_context(checkpoint.context, request),
+        context=_context(checkpoint.context, request, checkpoint.generator),
         label_smoothing=request.label_smoothing,
         max_target_length=request.max_target_length,
         freeze_question_encoder=request.freeze_question_encoder,
@@ -189,29 +194,41 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     )
     refuse_new_weights(name, sorted(report["missing_keys"]), allowed=False)
     tokenizer = pretrained_tokenizer(request.tokenizer_name or name, cache_dir=cache_dir)
+    set_languages(model, tokenizer, request.languages, name)
     model = model.to(weight_type(request.torch_dtype))
     if request.gradient_checkpointing:
-        _checkpoint_gradients(model)
+        checkpoint_gradients(model)
     prompt = choose_prompt(config, tokenizer, own_settings(config).get("prompt"), request.prompt_template, request.chat)
     record_prompt(model.config, prompt)
+    generator = as_generator(model, tokenizer, prompt)
+    _refuse_longer(generator.longest_context, "max_source_length", request.max_source_length)
     recorded = recorded_context(model.config)
     if request.max_source_length is not None:
         recorded = dataclasses.replace(recorded, max_length=request.max_source_length)
     closed_book = ClosedBook(
-        as_generator(model, tokenizer, prompt),
+        generator,
         model_type,
-        context=_context(recorded, request),
+        context=_context(recorded, request, generator),
         label_smoothing=request.label_smoothing,
         max_target_length=request.max_target_length,
     )
     return closed_book.to(request.device or best_device()).eval()
 
 
-def _context(recorded: ContextFormat, request: ModelRequest) -> ContextFormat:
+def _context(recorded: ContextFormat, request: ModelRequest, generator: Generator[Any]) -> ContextFormat:
+    """What the generator reads. A recorded length beyond its positions becomes their number; one asked for is refused.
+
+    Raises:
+        InputError: a length that is asked for is more than the generator has positions for.
+    """
+    longest = generator.longest_context
+    _refuse_longer(longest, "max_combined_length", request.max_combined_length)
+    _refuse_longer(generator.longest_target, "max_target_length", request.max_target_length)
+    length = request.max_combined_length or recorded.max_length
     return dataclasses.replace(
         recorded,
         prefix=recorded.prefix if request.prefix is None else request.prefix,
-        max_length=request.max_combined_length or recorded.max_length,
+        max_length=length if longest is None else min(length, longest),
     )
 
 
@@ -229,7 +246,7 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
             "give that, or merge them first with ragstone consolidate --merge_lora."
         )
     if request.gradient_checkpointing:
-        _checkpoint_gradients(generator.model)
+        checkpoint_gradients(generator.model)
 
 
 def weight_type(name: str | None) -> torch.dtype:
@@ -237,6 +254,11 @@ def weight_type(name: str | None) -> torch.dtype:
     return torch.float32 if name is None else getattr(torch, name)
 
 
-def _checkpoint_gradients(model: Any) -> None:
+def _refuse_longer(longest: int | None, name: str, asked: int | None) -> None:
+    if longest is not None and asked is not None and asked > longest:
+        raise InputError(f"{name} is {asked}, but the generator has positions for {longest} tokens; lower it.")
+
+
+def checkpoint_gradients(model: Any) -> None:
     """Trade a second forward pass for the memory of activations. Not re-entrant: the contexts carry no gradient."""
     model.activation_checkpointing_enable({"use_reentrant": False})

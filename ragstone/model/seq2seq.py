@@ -5,6 +5,7 @@ Shapes: R contexts, S context tokens, T target tokens, V vocabulary, G groups, N
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,16 @@ class Seq2SeqGenerator:
         self.tokenizer = tokenizer
         self._shares_contexts = share_contexts(model)
 
+    @property
+    def longest_context(self) -> int | None:
+        """See Generator.longest_context: the positions of the encoder; T5's are relative, without end."""
+        return _positions(self.model.config, "max_encoder_position_embeddings")
+
+    @property
+    def longest_target(self) -> int | None:
+        """See Generator.longest_target: the positions of the decoder."""
+        return _positions(self.model.config, "max_decoder_position_embeddings")
+
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """See Generator.tokenize_targets: what the tokenizer gives for target text is what the model calls labels."""
         batch = self.tokenizer(
@@ -71,13 +82,16 @@ class Seq2SeqGenerator:
         ids = context_ids(self.tokenizer, contexts, max_length)
         longest = max(map(len, ids))
         runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(self.model.device))
+        encoder = self.model.get_encoder()
         states, masks = [], []
         for rows in runs:
             batch = self.tokenizer.pad(
                 {"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)
             mask = batch["attention_mask"]
-            output = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
+            output = encoder(
+                input_ids=batch["input_ids"], attention_mask=mask, return_dict=True, **_global_attention(encoder, mask)
+            )
             missing = longest - mask.shape[1]
             states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
             masks.append(pad(mask, (0, missing)))
@@ -103,7 +117,17 @@ class Seq2SeqGenerator:
     def search(
         self, contexts: Seq2SeqContexts, doc_log_probs: torch.Tensor, decoding: Decoding
     ) -> list[list[list[int]]]:
-        """See Generator.search."""
+        """See Generator.search.
+
+        Raises:
+            InputError: answers may get longer than the decoder has positions for.
+        """
+        limit = self.longest_target
+        if limit is not None and decoding.longest - 1 > limit:
+            raise InputError(
+                f"Answers may get {decoding.longest - 1} tokens long (max_length, or max_new_tokens), but the "
+                f"{self.model.config.model_type} generator can write {limit}; lower it."
+            )
         writing = _Seq2SeqWriting(self.model, contexts, self._shares_contexts)
         return search_answers(
             self.model,
@@ -116,12 +140,13 @@ class Seq2SeqGenerator:
         )
 
     def text(self, labels: Sequence[int]) -> str:
-        """See Generator.text."""
-        return self.tokenizer.decode(list(labels), skip_special_tokens=True).strip()
+        """See Generator.text. A preamble is left out even where the tokenizer does not count it as special."""
+        told = list(labels[1:] if labels and self.is_preamble(labels[0]) else labels)
+        return self.tokenizer.decode(told, skip_special_tokens=True).strip()
 
     def is_preamble(self, label: int) -> bool:
-        """See Generator.is_preamble."""
-        return label == self._bos()
+        """See Generator.is_preamble: a start-of-sequence token, or the language that generation has to begin with."""
+        return label in (self._bos(), self.model.generation_config.forced_bos_token_id)
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
         shifted = torch.full_like(labels, self._start_token())
@@ -147,10 +172,12 @@ class Seq2SeqGenerator:
         return getattr(self.model.config, "bos_token_id", None)
 
     def _bad_words(self, decoding: Decoding) -> Sequence[Sequence[int]] | None:
+        """What is asked for; else the generator's own, such as Marian's padding, and the start token twice."""
+        if decoding.bad_words_ids is not None:
+            return decoding.bad_words_ids
         bos = self._bos()
-        if decoding.bad_words_ids is None:
-            return None if bos is None else [[bos, bos]]
-        return decoding.bad_words_ids
+        own = self.model.generation_config.bad_words_ids or []
+        return [*own, *([] if bos is None else [[bos, bos]])]
 
 
 class _Seq2SeqWriting:
@@ -181,3 +208,22 @@ class _Seq2SeqWriting:
     def reorder(self, rows: torch.Tensor) -> None:
         """See Writing.reorder. Cross-attention stays: all answers to a context attend to the same."""
         self._cache.self_attention_cache.reorder_cache(rows)
+
+
+def _positions(config: Any, own: str) -> int | None:
+    """How many positions a config says that there are: under a stack's `own` name (LED), or one number for both."""
+    return getattr(config, own, None) or getattr(config, "max_position_embeddings", None)
+
+
+def _global_attention(encoder: Any, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """For an encoder that attends locally (LED): its first token sees all others and is seen by them.
+
+    Args:
+        encoder: any encoder; one that has no such choice gets no options.
+        attention_mask: [R, S]
+    """
+    if "global_attention_mask" not in inspect.signature(encoder.forward).parameters:
+        return {}
+    mask = torch.zeros_like(attention_mask)
+    mask[:, 0] = 1
+    return {"global_attention_mask": mask}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from ragstone.model.open import ModelRequest, open_model
 from tests.conftest import join_models
+from tests.model.families import save_family
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,15 @@ def open_rag(checkpoint_folder: Path, source_folder: Path, model_type: str) -> C
         return open_model(ModelRequest(**{"passages_path": str(source_folder), **request}))
 
     return opener
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's tiny generator, which is made when it is first asked for. See families.FAMILIES."""
+    parent = tmp_path_factory.mktemp("families")
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        return save_family(name, parent / re.sub(r"\W+", "-", name))
+
+    return folder

@@ -15,7 +15,24 @@ from ragstone.types import Passage
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was the king of the hill ?"]
 ANSWERS = ["otto", "the old river", "mara was king"]
+GENERATORS = [("BART", "rag_sequence"), ("BART", "rag_token"), ("T5", "rag_token")]
+"""RagSequenceForGeneration cannot train or generate with a T5."""
 CLASSES = {"rag_sequence": RagSequenceForGeneration, "rag_token": RagTokenForGeneration}
+
+
+@pytest.fixture(params=GENERATORS, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture
+def model_type(case: tuple[str, str]) -> str:
+    return case[1]
+
+
+@pytest.fixture
+def checkpoint_folder(case: tuple[str, str], checkpoint_folder: Path, t5_checkpoint_folder: Path) -> Path:
+    return {"BART": checkpoint_folder, "T5": t5_checkpoint_folder}[case[0]]
 
 
 @pytest.fixture
@@ -37,8 +54,9 @@ def test_loss_and_gradients(open_rag: Callable[..., Any], theirs: Any, label_smo
     result = ours(QUESTIONS, ANSWERS)
     result.loss.backward()
     labels = ours.generator.tokenize_targets(ANSWERS, 25)
-    labels = labels.masked_fill(labels == -100, 1)
-    start = torch.full((len(labels), 1), 2)
+    config = ours.generator.model.config
+    labels = labels.masked_fill(labels == -100, config.pad_token_id)
+    start = torch.full((len(labels), 1), config.decoder_start_token_id)
     inputs = ours.question_encoder.tokenize(QUESTIONS)
     theirs.config.label_smoothing = label_smoothing
     expected = theirs(
@@ -92,8 +110,10 @@ def test_answers(open_rag: Callable[..., Any], theirs: Any, model_type: str, opt
     contexts = [f"town / {text} // {question}" for question in questions for text in texts]
     inputs = ours.generator.tokenizer(contexts, return_tensors="pt")
     decoding = Decoding(**{"max_length": 10, **options})
-    wanted: dict[str, Any] = {"min_length": 1, "max_length": 10, "bad_words_ids": [[0, 0]], **options}
-    wanted["bad_words_ids"] = [list(words) for words in wanted["bad_words_ids"]]
+    config = ours.generator.model.config
+    default = () if getattr(config, "bos_token_id", None) is None else ((config.bos_token_id, config.bos_token_id),)
+    wanted: dict[str, Any] = {"min_length": 1, "max_length": 10, "bad_words_ids": default, **options}
+    wanted["bad_words_ids"] = [list(words) for words in wanted["bad_words_ids"]] or None
     if "max_new_tokens" in options and model_type == "rag_token":
         # RagTokenForGeneration.generate ignores max_new_tokens; max_length counts the start token too.
         wanted["max_length"] = wanted.pop("max_new_tokens") + 1
@@ -106,11 +126,11 @@ def test_answers(open_rag: Callable[..., Any], theirs: Any, model_type: str, opt
     )
     found = ours.generate(questions, decoding, passages=passages, scores=scores)
     labels = [list(answer.labels) for answers in found for answer in answers]
-    assert labels == [_without_padding(row[1:]) for row in expected.tolist()]
+    assert labels == [_without_padding(row[1:], config.pad_token_id) for row in expected.tolist()]
     assert [len(answers) for answers in found] == [options.get("num_return_sequences", 1)] * 2
 
 
-def _without_padding(labels: list[int]) -> list[int]:
-    while labels and labels[-1] == 1:
+def _without_padding(labels: list[int], padding: int) -> list[int]:
+    while labels and labels[-1] == padding:
         labels.pop()
     return labels

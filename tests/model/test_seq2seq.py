@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel
 
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
-from ragstone.model.seq2seq import Seq2SeqGenerator
+from ragstone.model.open import ModelRequest, open_model
+from ragstone.model.reader import Reader
+from ragstone.model.seq2seq import Seq2SeqContexts, Seq2SeqGenerator
+from tests.conftest import join_models
+from tests.model.families import FAMILIES, POSITIONS, SMALL, open_family
 
+WITHOUT_END = ("T5", "T5 v1.1, Flan-T5", "byT5", "mT5", "umT5")
 HEAD, TAIL = "town / the river of the old town is blue", " // who founded it ?"
 
 
@@ -107,3 +114,92 @@ def test_several_end_tokens(generator: Seq2SeqGenerator) -> None:
         first = min((before.index(label) for label in stop if label in before), default=len(before))
         assert row == before[: first + 1]
     assert found[0] == plain[0][:1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_there_are_no_positions_for(name: str, family_folder: Callable[[str], Path]) -> None:
+    """A generator reads and writes as much as its positions allow; T5's have no end."""
+    generator = open_family(name, family_folder(name))
+    contexts = generator.encode([("", "a b " * 100)], generator.longest_context or 300)
+    assert contexts.states.shape[1] <= (generator.longest_context or 300)
+    decoding = Decoding(1, min_length=POSITIONS, max_new_tokens=POSITIONS)
+    (answers,) = generator.search(contexts, torch.zeros(1, 1), decoding)
+    assert len(answers[0]) >= POSITIONS - 1
+    longer = Decoding(1, max_new_tokens=POSITIONS + 1)
+    if name in WITHOUT_END:
+        assert (generator.longest_context, generator.longest_target) == (None, None)
+        generator.search(contexts, torch.zeros(1, 1), longer)
+    else:
+        assert (generator.longest_context, generator.longest_target) == (POSITIONS, POSITIONS)
+        with pytest.raises(
+            InputError, match=f"Answers may get {POSITIONS + 1} tokens .* generator can write {POSITIONS};"
+        ):
+            generator.search(contexts, torch.zeros(1, 1), longer)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"max_combined_length": 513}, "max_combined_length is 513, but the generator has positions for 512 tokens"),
+        ({"max_target_length": 513}, "max_target_length is 513, but the generator has positions for 512 tokens"),
+        ({"max_source_length": 513}, "max_source_length is 513, but the generator has positions for 512 tokens"),
+    ],
+)
+def test_lengths_beyond_the_positions_are_refused(request_: dict[str, int], message: str, models_folder: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        open_model(ModelRequest(str(models_folder / "generator"), **request_))
+
+
+def test_a_recorded_length_beyond_the_positions(
+    family_folder: Callable[[str], Path], models_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    """transformers' default of 300 is cut to what a small generator has, in a new checkpoint and in an old one."""
+    folder = join_models(family_folder("BART"), models_folder / "question_encoder", tmp_path / "rag")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["max_combined_length"] == POSITIONS
+    (folder / "config.json").write_text(json.dumps({**config, "max_combined_length": 300}))
+    model: Any = open_model(ModelRequest(str(folder), passages_path=str(source_folder), n_docs=2))
+    assert model.options.context.max_length == POSITIONS
+    (answers,) = model.generate(["a b c " * 40], Decoding(max_length=6))
+    assert answers
+
+
+def test_words_that_a_generator_never_writes(family_folder: Callable[[str], Path]) -> None:
+    """Marian's padding, from its own generation settings; what a caller forbids takes their place."""
+    generator = open_family("Marian", family_folder("Marian"))
+    pad = generator.model.config.pad_token_id
+    with torch.no_grad():
+        generator.model.final_logits_bias[0, pad] = 100.0
+    contexts = generator.encode([("", "a b"), ("", "c")], 20)
+    for kind in ("sequence", "token"):
+        for row in Reader(generator, kind).generate(contexts, torch.zeros(2, 1), Decoding(2, max_length=6)):
+            assert pad not in row[0].labels
+    (row,) = generator.search(
+        contexts.select(torch.tensor([0])), torch.zeros(1, 1), Decoding(1, max_length=6, bad_words_ids=())
+    )
+    assert row[0][0] == pad
+
+
+def test_another_vocabulary_to_write_than_to_read() -> None:
+    """As Marian has it where the two languages share no words."""
+    torch.manual_seed(0)
+    config = MarianConfig(
+        vocab_size=5,
+        decoder_vocab_size=9,
+        share_encoder_decoder_embeddings=False,
+        pad_token_id=4,
+        eos_token_id=0,
+        decoder_start_token_id=4,
+        forced_eos_token_id=None,
+        max_position_embeddings=POSITIONS,
+        **SMALL,
+    )
+    model = MarianMTModel(config).eval()
+    generator = Seq2SeqGenerator(model, None)
+    ids = torch.tensor([[1, 2, 3, 0]])
+    states = model.get_encoder()(input_ids=ids).last_hidden_state
+    contexts = Seq2SeqContexts(states, torch.ones_like(ids))
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_length": 7}
+    (found,) = generator.search(contexts, torch.zeros(1, 1), Decoding(bad_words_ids=(), **options))
+    expected = MarianMTModel.generate(model, input_ids=ids, **options)[:, 1:].tolist()
+    assert found == [row[: row.index(0) + 1] if 0 in row else row for row in expected]

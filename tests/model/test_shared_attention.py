@@ -14,6 +14,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.runs import runs_of_like_length
 from ragstone.model.seq2seq import Seq2SeqGenerator
 from ragstone.model.shared_attention import NAME
+from tests.model.families import FAMILIES, open_family
 
 CONTEXTS = [
     ("town / the river of the old town is blue", " // who founded it ?"),
@@ -84,3 +85,11 @@ def test_contexts_of_like_length_are_encoded_together(
 def test_runs() -> None:
     assert runs_of_like_length([3, 1, 20, 2, 9, 2], 8) == [[1, 3, 5], [0], [4], [2]]
     assert runs_of_like_length([4, 4, 4], 12) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_which_families_share(name: str, family_folder: Callable[[str], Path]) -> None:
+    """What they give is held against brute force either way (test_families.py)."""
+    generator = open_family(name, family_folder(name))
+    assert generator._shares_contexts is (name not in ("LED", "umT5"))
+    assert (generator.model.config._attn_implementation == NAME) is generator._shares_contexts
