@@ -80,16 +80,22 @@ class CausalGenerator:
         self.wrapping = wrapping
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._ends = _end_tokens(model, tokenizer, wrapping)
+        self._room: int | None = getattr(model.config, "max_position_embeddings", None)
+        if not self._tells_answers_apart():
+            raise InputError(
+                f"The {model.config.model_type} generator does not attend as its mask and positions say, so that two "
+                "answers to one prompt cannot be told apart; take one with rotary positions, such as Llama or Qwen."
+            )
 
     @property
     def longest_context(self) -> int | None:
-        """See Generator.longest_context: prompt and answer share the positions, so neither has a limit of its own."""
-        return None
+        """See Generator.longest_context: prompt and answer share the positions; an answer has one token at least."""
+        return None if self._room is None else self._room - 1
 
     @property
     def longest_target(self) -> int | None:
         """See Generator.longest_target and longest_context."""
-        return None
+        return self.longest_context
 
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """See Generator.tokenize_targets: the answer's tokens and the token that ends it."""
@@ -123,7 +129,12 @@ class CausalGenerator:
         return output.squeeze(0)
 
     def search(self, contexts: Prompts, doc_log_probs: torch.Tensor, decoding: Decoding) -> list[list[list[int]]]:
-        """See Generator.search."""
+        """See Generator.search.
+
+        Raises:
+            InputError: prompts and answers may need more positions than the model has.
+        """
+        self._refuse_no_room(contexts.ids, decoding.longest - 1)
         return search_answers(
             self.model,
             _CausalWriting(self, contexts),
@@ -144,6 +155,7 @@ class CausalGenerator:
 
     def _sequence_logits(self, contexts: Prompts, labels: torch.Tensor) -> torch.Tensor:
         """target_logits with gradients: sequences of like length together, padded on the right."""
+        self._refuse_no_room(contexts.ids, labels.shape[2])
         answers = labels.shape[1]
         targets = [[label for label in row if label != IGNORED] for row in labels.flatten(0, 1).tolist()]
         prompts = [row for row in contexts.ids for _ in range(answers)]
@@ -220,6 +232,34 @@ class CausalGenerator:
         return self.model(
             input_ids=tokens, attention_mask=bias, past_key_values=cache, use_cache=True, **self._positions(positions)
         ).logits
+
+    def _refuse_no_room(self, prompts: list[list[int]], answer: int) -> None:
+        longest = max(map(len, prompts))
+        if self._room is not None and longest + answer > self._room:
+            raise InputError(
+                f"A prompt of {longest} tokens and an answer of {answer} need more than the {self._room} positions "
+                f"of the {self.model.config.model_type} generator; lower --max_combined_length."
+            )
+
+    @torch.no_grad()
+    def _tells_answers_apart(self) -> bool:
+        """Whether two answers side by side behind one prompt are scored as each is alone."""
+        training = self.model.training
+        self.model.eval()
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        prompt = [i % vocabulary for i in (3, 5, 7, 11)]
+        answers = torch.tensor([[2, 4], [9, 6]]) % vocabulary
+        device = self.model.device
+        whole = torch.tensor([[*prompt, answer[0]] for answer in answers.tolist()], device=device)
+        alone = self.model(input_ids=whole, use_cache=False).logits[:, -2:].float()
+        try:
+            prompts = Prompts([prompt], device, self._read([prompt[:-1]]))
+            together = self.target_logits(prompts, answers[None].to(device)).float()
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        finally:
+            self.model.train(training)
+        return torch.allclose(together.view_as(alone), alone, rtol=1e-2, atol=1e-2 * alone.std().item())
 
     def _positions(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"position_ids": positions} if self._takes_positions else {}

@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedTokenizerFast
 
+from ragstone.errors import InputError
+from ragstone.model.architecture import as_generator
 from ragstone.model.causal import CausalGenerator
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import document_log_probs
@@ -24,16 +26,25 @@ LENGTH = 3
 SMALL = {"vocab_size": 5, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 HALF_HEADS = {**SMALL, "num_key_value_heads": 2, "eos_token_id": END}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
-    "llama": ("Llama", HALF_HEADS),
-    "mistral": ("Mistral", {**HALF_HEADS, "sliding_window": 64}),
-    "qwen2": ("Qwen2", HALF_HEADS),
-    "qwen3": ("Qwen3", {**HALF_HEADS, "head_dim": 4}),
-    "gemma": ("Gemma", {**HALF_HEADS, "head_dim": 4}),
-    "gemma2": ("Gemma2", {**HALF_HEADS, "head_dim": 4, "sliding_window": 64}),
-    "phi": ("Phi", SMALL),
-    "gpt_neox": ("GPTNeoX", SMALL),
-    "opt": (
+    "GPT-2": ("GPT2", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "Llama": ("Llama", HALF_HEADS),
+    "Mistral": ("Mistral", {**HALF_HEADS, "sliding_window": 64}),
+    "Qwen2": ("Qwen2", HALF_HEADS),
+    "Qwen3": ("Qwen3", {**HALF_HEADS, "head_dim": 4}),
+    "Gemma": ("Gemma", {**HALF_HEADS, "head_dim": 4}),
+    "Gemma 2": ("Gemma2", {**HALF_HEADS, "head_dim": 4, "sliding_window": 64}),
+    "Gemma 3": ("Gemma3Text", {**HALF_HEADS, "head_dim": 4, "sliding_window": 64}),
+    "Phi-3": ("Phi3", HALF_HEADS),
+    "OLMo 2": ("Olmo2", HALF_HEADS),
+    "Granite": ("Granite", HALF_HEADS),
+    "Cohere": ("Cohere", HALF_HEADS),
+    "StableLM": ("StableLm", HALF_HEADS),
+    "SmolLM3": ("SmolLM3", HALF_HEADS),
+    "StarCoder2": ("Starcoder2", HALF_HEADS),
+    "GPT-J": ("GPTJ", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
+    "Phi": ("Phi", SMALL),
+    "GPT-NeoX": ("GPTNeoX", SMALL),
+    "OPT": (
         "OPT",
         {
             "vocab_size": 5,
@@ -50,6 +61,12 @@ CONTEXTS = [("a b a", " c"), ("b", " a"), ("c c b a a b", ""), ("a", " b c"), ("
 SCORES = torch.tensor([[0.3, 1.0, -0.2], [1.5, 0.0, 0.4]])
 
 
+def words() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
 def make(family: str) -> CausalGenerator:
     """A tiny model with weights far from uniform, in float64 where it can, and a tokenizer of five words."""
     name, sizes = FAMILIES[family]
@@ -60,17 +77,13 @@ def make(family: str) -> CausalGenerator:
     for switch in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "attention_dropout", "hidden_dropout"):
         if hasattr(config, switch):
             setattr(config, switch, 0.0)
-    class_name = next(known for known in (f"{name}ForCausalLM", f"{name}LMHeadModel") if hasattr(transformers, known))
-    model = getattr(transformers, class_name)(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.5)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
     # Eager attention computes its softmax in float32, where the mask's lowest float64 number is infinite.
-    return CausalGenerator(model.double() if model._supports_sdpa else model, fast, Wrapping())
+    return CausalGenerator(model.double() if model._supports_sdpa else model, words(), Wrapping())
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -80,7 +93,7 @@ def generator(request: pytest.FixtureRequest) -> CausalGenerator:
 
 @pytest.fixture(scope="module")
 def llama() -> CausalGenerator:
-    return make("llama")
+    return make("Llama")
 
 
 def ids_of(generator: CausalGenerator, context: tuple[str, str]) -> list[int]:
@@ -216,3 +229,25 @@ def test_enough_beams_find_the_optimum(
     best = enumerated(kind).max(dim=1)
     assert [hypothesis.labels for hypothesis in found] == [all_answers()[i] for i in best.indices]
     torch.testing.assert_close(torch.tensor([h.score for h in found]).double().exp(), best.values, rtol=1e-4, atol=1e-9)
+
+
+def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
+    generator = make("GPT-2")
+    assert generator.longest_context == 63
+    contexts = generator.encode([("a " * 62, "b")], 63)
+    with pytest.raises(InputError, match="A prompt of 63 tokens and an answer of 3 need more than the 64 positions"):
+        generator.target_logits(contexts, torch.tensor([[[1, 2, 0]]]))
+    with torch.no_grad(), pytest.raises(InputError, match="an answer of 4 need more"):
+        prompts = generator.encode([("a " * 62, "b")], 63)
+        generator.search(prompts, torch.zeros(1, 1), Decoding(1, max_length=5))
+
+
+def test_what_cannot_keep_answers_apart_is_refused() -> None:
+    bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=5, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match="bloom generator does not attend as its mask and positions say"):
+        as_generator(bloom, words(), None)
+    mamba = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=5, hidden_size=16, num_hidden_layers=1, state_size=4)
+    )
+    with pytest.raises(InputError, match="mamba model, which keeps a state"):
+        as_generator(mamba, words(), None)

@@ -13,6 +13,7 @@ import pytest
 from ragstone.__main__ import main
 from ragstone.model.checkpoint import load_checkpoint
 from tests.model.families import FAMILIES
+from tests.model.test_causal import FAMILIES as DECODER_ONLY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
@@ -32,7 +33,7 @@ def test_every_family_has_a_row_and_every_cell_a_test() -> None:
         "family",
         *(f"RAG-{kind}, {what}" for kind in ("Sequence", "Token") for what in ("training", "decoding")),
     ]
-    assert set(FAMILIES) <= {row[0] for row in rows}
+    assert {*FAMILIES, *DECODER_ONLY} == {row[0] for row in rows}
     assert len({row[0] for row in rows}) == len(rows)
     for row in rows:
         assert len(row) == 5 and all(NAMED.search(cell) for cell in row[1:]), row
@@ -41,6 +42,17 @@ def test_every_family_has_a_row_and_every_cell_a_test() -> None:
 @pytest.mark.parametrize(("path", "name"), sorted(set(NAMED.findall(PAGE))))
 def test_tests_that_are_named_exist(path: str, name: str) -> None:
     assert name.startswith("test_") and name in functions(path)
+
+
+def test_the_tests_of_decoder_only_generators_run_for_every_family() -> None:
+    source = (ROOT / "tests" / "model" / "test_causal.py").read_text(encoding="utf-8")
+    assert '@pytest.fixture(scope="module", params=FAMILIES)\ndef generator(' in source
+    named = {name for path, name in NAMED.findall(PAGE) if path == "tests/model/test_causal.py"}
+    assert named == {
+        node.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name in named and node.args.args[0].arg == "generator"
+    }
 
 
 def test_the_tests_run_for_every_family() -> None:
@@ -56,6 +68,7 @@ def test_the_commands(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     models_folder: Path,
+    llama_folder: Path,
     family_folder: Callable[[str], Path],
 ) -> None:
     """Tiny models stand where the hub's names point to."""
@@ -63,6 +76,10 @@ def test_the_commands(
     (tmp_path / "facebook" / "mbart-large-50").symlink_to(family_folder("mBART-50"))
     (tmp_path / "question_encoder").symlink_to(models_folder / "question_encoder")
     monkeypatch.chdir(tmp_path)
-    (command,) = re.findall(r"^ +ragstone (consolidate .*)$", PAGE, re.MULTILINE)
-    assert main(shlex.split(command)) == 0
+    (tmp_path / "Qwen").mkdir()
+    (tmp_path / "Qwen" / "Qwen3-0.6B").symlink_to(llama_folder)
+    languages, decoder_only = re.findall(r"^ +ragstone (consolidate .*)$", PAGE, re.MULTILINE)
+    assert main(shlex.split(languages)) == 0
     assert load_checkpoint("rag").generator.tokenizer.tgt_lang == "ro_RO"
+    assert main([*shlex.split(decoder_only), "--dest", "other"]) == 0
+    assert load_checkpoint("other").context.template is not None
