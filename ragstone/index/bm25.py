@@ -31,7 +31,7 @@ REMEDY = "build the knowledge source again"
 def build_bm25(texts: Iterable[str], folder: Path) -> None:
     """Index `texts`, whose numbers from 0 are their ids, and write the index into `folder`, which is not there yet.
 
-    Held in memory until it is done: 4 bytes for each word of the texts, then 30 for each pair.
+    Held in memory until it is done: 4 bytes for each word of the texts, then about 40 for each pair.
     """
     import bm25s
 

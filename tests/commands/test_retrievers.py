@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -293,3 +294,34 @@ def test_eval_flags_that_are_refused(
     for extra, part in cases:
         assert part in refused(capsys, [*base, *extra]), extra
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_documentations_commands(
+    tmp_path: Path,
+    models_folder: Path,
+    documents_file: Path,
+    checkpoint_folder: Path,
+    pairs_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command of docs/search-by-words.md, in a folder that holds what the page says."""
+    (tmp_path / "retriever").symlink_to(models_folder)
+    (tmp_path / "rag").symlink_to(checkpoint_folder)
+    (tmp_path / "documents.tsv").symlink_to(documents_file)
+    data = Path(shutil.copytree(pairs_folder, tmp_path / "data"))
+    asked = (data / "test.source").read_text().splitlines()
+    (data / "test.pages").write_text("".join(f"{title}\n" for title, _ in DOCUMENTS[: len(asked)]))
+    (data / "test.gold_qa.tsv").write_text("".join(f"{question}\t['stone']\n" for question in asked))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "search-by-words.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert len(commands) == 9
+    for command in commands[:8]:
+        assert main(command) == 0, command
+    assert {path.name for path in tmp_path.iterdir()} >= {"knowledge", "knowledge-of-words", "run-words", "run-hybrid"}
+    assert (tmp_path / "out" / "titles.bm25.txt").is_file()
+    shown = capsys.readouterr().out
+    assert "\nretriever  Precision@1" in shown
+    # The command of the table of results has the same flags, over data that is not here.
+    assert set(commands[8]) >= {"--compare_retrievers", "--hybrid_fusion"}
