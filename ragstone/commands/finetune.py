@@ -89,7 +89,7 @@ class FinetuneSettings:
     retriever: RetrieverName | None = None
     """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
     hybrid_fusion: FusionName | None = None
-    """How hybrid joins two rankings: rrf by ranks, sum by scores; rrf where not given."""
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
     hybrid_weight: float | None = None
     """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
     freeze_question_encoder: bool = False

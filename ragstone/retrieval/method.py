@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ragstone.knowledge.source import Indexes
 
 RetrieverName = Literal["dense", "bm25", "hybrid"]
-FusionName = Literal["rrf", "sum"]
+FusionName = Literal["sum", "rrf"]
 EVEN = 0.5
 VECTORS_ALONE = (
     "Ray workers search vectors, not words: leave out --distributed_retriever ray with --retriever bm25 or hybrid, "
@@ -27,8 +27,8 @@ class Method:
 
     retriever: RetrieverName = "dense"
     """dense: by question vector; bm25: by the question's words; hybrid: by both."""
-    hybrid_fusion: FusionName = "rrf"
-    """What makes one ranking of hybrid's two: their ranks, or the sum of their scores."""
+    hybrid_fusion: FusionName = "sum"
+    """What makes one ranking of hybrid's two: the sum of their scores, or their ranks."""
     hybrid_weight: float = EVEN
     """Of the dense scores in a sum; that of BM25's is 1 less it."""
 
@@ -84,7 +84,7 @@ class MethodRequest:
         known = dict(recorded or {})
         retriever = self.retriever or known.get("retriever") or ("dense" if indexes.vectors else "bm25")
         # A weight is for a sum: to name one is to ask for one.
-        fusion = self.hybrid_fusion or ("sum" if self.hybrid_weight else known.get("hybrid_fusion")) or "rrf"
+        fusion = self.hybrid_fusion or ("sum" if self.hybrid_weight else known.get("hybrid_fusion")) or "sum"
         method = Method(retriever, fusion, self.hybrid_weight or known.get("hybrid_weight") or EVEN)
         # By what the method is now, a flag may be out of place that was not without the checkpoint.
         MethodRequest(retriever, self.hybrid_fusion, self.hybrid_weight)

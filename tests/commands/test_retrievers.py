@@ -154,7 +154,7 @@ def test_finetune(
     flags = ["finetune", *model, "--data_dir", str(pairs_folder), "--output_dir", str(tmp_path / "run")]
     flags += ["--train_batch_size", "5", "--num_train_epochs", "1", "--learning_rate", "0.01", "--num_beams", "1"]
     flags += ["--do_train", "--do_predict", "--retriever", retriever]
-    flags += ["--hybrid_fusion", "sum"] if retriever == "hybrid" else []
+    flags += ["--hybrid_fusion", "rrf"] if retriever == "hybrid" else []
     assert main(flags) == 0
     before, after = (load_file(path / "model.safetensors") for path in (checkpoint_folder, tmp_path / "run" / "best"))
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
@@ -163,7 +163,7 @@ def test_finetune(
     recorded = json.loads((tmp_path / "run" / "best" / "config.json").read_text())["ragstone"]["retrieval"]
     assert recorded.get("retriever", "dense") == retriever
     other = "dense" if retriever == "bm25" else "bm25"
-    changed_flags = [word for word in flags if word not in ("--hybrid_fusion", "sum")] + ["--resume"]
+    changed_flags = [word for word in flags if word not in ("--hybrid_fusion", "rrf")] + ["--resume"]
     changed_flags[changed_flags.index("--retriever") + 1] = other
     assert f"--retriever ({retriever} then, {other} now)" in refused(capsys, changed_flags)
 
@@ -233,7 +233,8 @@ def test_eval_compares_retrievers_on_one_table(
     precision = 100 * np.mean([found[:1] == [gold] for found, gold in zip(by_words, TITLES, strict=True)])
     assert f"{precision:.1f}  [" in lines[2]
     record = json.loads((tmp_path / "titles.hybrid.txt.json").read_text())
-    assert (record["settings"]["retriever"], record["settings"]["hybrid_fusion"]) == ("hybrid", "rrf")
+    flags_in_force = {"retriever": "hybrid", "hybrid_fusion": "sum", "hybrid_weight": 0.5}
+    assert flags_in_force.items() <= record["settings"].items()
     assert json.loads((tmp_path / "titles.bm25.txt.metrics.json").read_text())["retriever"] == "bm25"
     # Each is what it is alone, and is taken again where it fits.
     alone = [*flags[: flags.index("--compare_retrievers")], "--retriever", "hybrid"]
@@ -244,7 +245,7 @@ def test_eval_compares_retrievers_on_one_table(
     capsys.readouterr()
     assert main(["eval", "--config", str(tmp_path / "titles.bm25.txt.settings.yaml")]) == 0
     assert capsys.readouterr().out.count("(reused)") == 3
-    told = "do not fit: --hybrid_fusion (rrf then, sum now), --hybrid_weight (None then, 0.4 now) differs"
+    told = "do not fit: --hybrid_weight (0.5 then, 0.4 now) differs"
     capsys.readouterr()
     assert main([*flags, "--hybrid_weight", "0.4"]) == 2
     assert told in capsys.readouterr().err
@@ -310,18 +311,18 @@ def test_the_documentations_commands(
     (tmp_path / "rag").symlink_to(checkpoint_folder)
     (tmp_path / "documents.tsv").symlink_to(documents_file)
     data = Path(shutil.copytree(pairs_folder, tmp_path / "data"))
-    asked = (data / "test.source").read_text().splitlines()
-    (data / "test.pages").write_text("".join(f"{title}\n" for title, _ in DOCUMENTS[: len(asked)]))
-    (data / "test.gold_qa.tsv").write_text("".join(f"{question}\t['stone']\n" for question in asked))
+    for split in ("val", "test"):
+        asked = (data / f"{split}.source").read_text().splitlines()
+        (data / f"{split}.pages").write_text("".join(f"{title}\n" for title, _ in DOCUMENTS[: len(asked)]))
+        (data / f"{split}.gold_qa.tsv").write_text("".join(f"{question}\t['stone']\n" for question in asked))
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "search-by-words.md").read_text(encoding="utf-8")
     commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
-    assert len(commands) == 9
-    for command in commands[:8]:
+    assert len(commands) == 10
+    for command in commands:
         assert main(command) == 0, command
     assert {path.name for path in tmp_path.iterdir()} >= {"knowledge", "knowledge-of-words", "run-words", "run-hybrid"}
     assert (tmp_path / "out" / "titles.bm25.txt").is_file()
     shown = capsys.readouterr().out
-    assert "\nretriever  Precision@1" in shown
-    # The command of the table of results has the same flags, over data that is not here.
-    assert set(commands[8]) >= {"--compare_retrievers", "--hybrid_fusion"}
+    assert shown.count("\nretriever  Precision@1") == 2
+    assert "against out/rrf.hybrid.txt:" in shown

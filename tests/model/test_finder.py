@@ -28,7 +28,7 @@ from tests.conftest import DOCUMENTS, join_models
 QUESTIONS = ["who founded the old town ?", "blue river ?"]
 ANSWERS = ["otto", "the river"]
 GREEDY = Decoding(1, max_length=8)
-BM25, RRF, SUM = MethodRequest("bm25"), MethodRequest("hybrid"), MethodRequest("hybrid", "sum", 0.3)
+BM25, RRF, SUM = MethodRequest("bm25"), MethodRequest("hybrid", "rrf"), MethodRequest("hybrid", "sum", 0.3)
 
 
 @pytest.fixture

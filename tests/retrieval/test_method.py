@@ -21,9 +21,10 @@ HYBRID = Method("hybrid", "sum", 0.3)
         ({}, None, BOTH, Method("dense")),
         ({}, None, WORDS, Method("bm25")),
         ({"retriever": "bm25"}, None, BOTH, Method("bm25")),
-        ({"retriever": "hybrid"}, None, BOTH, Method("hybrid", "rrf")),
+        ({"retriever": "hybrid"}, None, BOTH, Method("hybrid", "sum", 0.5)),
         ({"retriever": "hybrid", "hybrid_weight": 0.2}, None, BOTH, Method("hybrid", "sum", 0.2)),
-        ({"retriever": "hybrid", "hybrid_fusion": "sum"}, None, BOTH, Method("hybrid", "sum", 0.5)),
+        ({"retriever": "hybrid", "hybrid_fusion": "rrf"}, None, BOTH, Method("hybrid", "rrf")),
+        ({}, {"retriever": "hybrid", "hybrid_fusion": "rrf"}, BOTH, Method("hybrid", "rrf")),
         ({}, HYBRID.settings(), BOTH, HYBRID),
         ({"hybrid_weight": 0.4}, HYBRID.settings(), BOTH, Method("hybrid", "sum", 0.4)),
         ({"retriever": "dense"}, {"retriever": "bm25"}, BOTH, Method("dense")),
@@ -37,7 +38,7 @@ def test_resolved(asked: dict[str, Any], recorded: Any, indexes: Indexes, expect
 def test_settings_are_those_that_change_what_is_found() -> None:
     assert Method().settings() == {}
     assert Method("bm25").settings() == {"retriever": "bm25"}
-    assert Method("hybrid").settings() == {"retriever": "hybrid", "hybrid_fusion": "rrf"}
+    assert Method("hybrid", "rrf").settings() == {"retriever": "hybrid", "hybrid_fusion": "rrf"}
     assert HYBRID.settings() == {"retriever": "hybrid", "hybrid_fusion": "sum", "hybrid_weight": 0.3}
 
 
