@@ -100,7 +100,7 @@ class Ragstone:
 
     def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
         model: Any = self._model
-        found = model.retriever.retrieve(vectors, model.n_docs)
+        found = model.finder.retriever.retrieve(vectors, model.n_docs)
         format_ = model.options.context
         context_ids(model.generator.tokenizer, format_.texts(found.passages, questions), format_.max_length)
         return torch.from_numpy(found.ids)

@@ -250,8 +250,11 @@ def documents_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def build_source(documents: Path, folder: Path, encoder: Path) -> Path:
-    """Build a knowledge source with a flat index in `folder`, in full precision, and return the folder."""
+def build_source(documents: Path, folder: Path, encoder: Path, **changes: Any) -> Path:
+    """Build a knowledge source in `folder`, in full precision, and return the folder.
+
+    With a flat index, unless `changes` say otherwise.
+    """
     from ragstone.commands.build_knowledge import BuildKnowledgeSettings, build_knowledge
 
     build_knowledge(
@@ -259,8 +262,8 @@ def build_source(documents: Path, folder: Path, encoder: Path) -> Path:
             csv_path=[str(documents)],
             output_dir=folder,
             dpr_ctx_encoder_model_name=str(encoder),
-            index="flat",
             precision="fp32",
+            **{"index": "flat", **changes},
         )
     )
     return folder
@@ -288,6 +291,19 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path,
     return build_source(
         documents_file, tmp_path_factory.mktemp("source") / "knowledge", models_folder / "passage_encoder"
     )
+
+
+@pytest.fixture(scope="session")
+def worded_source(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, documents_file: Path) -> Path:
+    """The same with a BM25 index beside."""
+    folder = tmp_path_factory.mktemp("worded") / "knowledge"
+    return build_source(documents_file, folder, models_folder / "passage_encoder", bm25=True)
+
+
+@pytest.fixture(scope="session")
+def bm25_source(tmp_path_factory: pytest.TempPathFactory, documents_file: Path) -> Path:
+    """The same six passages with a BM25 index alone."""
+    return build_source(documents_file, tmp_path_factory.mktemp("words") / "knowledge", Path("nowhere"), index="bm25")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ FLAGS = {
     "parse-dpr": "src_path evaluation_set gold_data_path",
     "train-retriever": "train_path output_dir",
     "build-knowledge": "csv_path output_dir dpr_ctx_encoder_model_name num_proc batch_size d m rag_model_name question "
-    "index max_words ray ray_address",
+    "index max_words ray ray_address bm25",
     "consolidate": "model_type dest generator_name_or_path question_encoder_name_or_path "
     "generator_tokenizer_name_or_path question_encoder_tokenizer_name_or_path config_name_or_path",
     "finetune": "data_dir output_dir model_name_or_path model_type fp16 bf16 gpus do_train do_predict n_train n_val "
@@ -29,11 +29,12 @@ FLAGS = {
     "max_grad_norm gradient_accumulation_steps seed cache_dir config_name tokenizer_name index_name passages_path "
     "index_path n_docs logger_name val_check_interval profile fast_dev_run freeze_question_encoder "
     "gradient_checkpointing num_beams num_processes distributed_port distributed_timeout distributed_retriever "
-    "num_retrieval_workers ray_address index_shards index_device",
+    "num_retrieval_workers ray_address index_shards index_device retriever hybrid_fusion hybrid_weight",
     "eval": "model_name_or_path model_type evaluation_set gold_data_path gold_data_mode predictions_path eval_mode k "
     "n_docs index_name index_path passages_path eval_batch_size recalculate num_beams min_length max_length "
-    "print_predictions print_docs eval_all_checkpoints compare",
-    "ask": "model_name_or_path question json",
+    "print_predictions print_docs eval_all_checkpoints compare retriever hybrid_fusion hybrid_weight "
+    "compare_retrievers",
+    "ask": "model_name_or_path question json retriever hybrid_fusion hybrid_weight",
     "demo": "output_dir",
 }
 

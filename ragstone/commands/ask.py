@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
 from ragstone.knowledge.index_name import refuse_published_index
+from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 
 if TYPE_CHECKING:
     from ragstone.model.answers import Answer
@@ -35,6 +36,12 @@ class AskSettings:
     """As in the reference; custom where --passages_path is given."""
     n_docs: int | None = None
     """Passages per question; the checkpoint's number where not given."""
+    retriever: RetrieverName | None = None
+    """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
+    hybrid_fusion: FusionName | None = None
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
+    hybrid_weight: float | None = None
+    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""
     min_length: int = 1
@@ -52,6 +59,11 @@ class AskSettings:
         if self.n_docs is not None and self.n_docs < 1:
             raise InputError(f"--n_docs is {self.n_docs}, but must be at least 1.")
         refuse_published_index(self.index_name, self.passages_path)
+        self.method()
+
+    def method(self) -> MethodRequest:
+        """By what passages are found."""
+        return MethodRequest(self.retriever, self.hybrid_fusion, self.hybrid_weight)
 
 
 def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
@@ -71,6 +83,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
             index_path=settings.index_path,
             index_name=settings.index_name,
             n_docs=settings.n_docs,
+            method=settings.method(),
         )
     )
     try:

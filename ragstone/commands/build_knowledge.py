@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ragstone.knowledge.manifest import Manifest
     from ragstone.model.answers import Answer
 
+WORDS_ALONE = "bm25"
+"""--index for a source without vectors."""
+
 
 @dataclass(frozen=True)
 class BuildKnowledgeSettings:
@@ -31,7 +34,9 @@ class BuildKnowledgeSettings:
     dpr_ctx_encoder_model_name: str = "facebook/dpr-ctx_encoder-multiset-base"
     """Passage encoder: a folder or a hub name; DPR, sentence-transformers or any AutoModel."""
     index: str = "hnsw"
-    """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string."""
+    """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string; bm25: words alone, without an encoder."""
+    bm25: bool = False
+    """Build a BM25 index beside that over the vectors, for --retriever bm25 and hybrid."""
     max_words: int = 100
     """Words of a passage."""
     batch_size: int = 64
@@ -67,6 +72,9 @@ class BuildKnowledgeSettings:
             raise InputError(f"--d is {self.d}, but must be at least 1.")
         if self.ray_address is not None and not self.ray:
             raise InputError("--ray_address names a cluster, which only --ray embeds on; give both or neither.")
+        for name in ("d", "pooling", "normalize", "ray"):
+            if self.index == WORDS_ALONE and getattr(self, name):
+                raise InputError(f"--{name} is for vectors, which --index {WORDS_ALONE} makes none of; leave it out.")
         if self.question is not None and self.rag_model_name is None:
             raise InputError("--question needs --rag_model_name, the checkpoint that is to answer it.")
 
@@ -86,6 +94,8 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
         refuse_without_ray("--ray")
     files = find_files(settings.csv_path)
     build = _build_on_cluster if settings.ray else _build_here
+    if settings.index == WORDS_ALONE:
+        build = _build_words
     with new_folder(settings.output_dir, "--output_dir") as folder, _threads(settings.num_proc):
         manifest = build(settings, files, folder)
         save_settings(settings, folder / "settings.yaml")
@@ -103,6 +113,12 @@ def _build_here(settings: BuildKnowledgeSettings, files: list[Path], folder: Pat
     compute_dtype(best_device(), settings.precision)
     encoder = _encoder(settings).to(best_device())
     return build_knowledge_source(files, encoder, folder, _plan(settings))
+
+
+def _build_words(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
+    from ragstone.knowledge.bm25 import build_bm25_source
+
+    return build_bm25_source(files, folder, settings.max_words)
 
 
 def _build_on_cluster(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
@@ -139,7 +155,9 @@ def _encoder(settings: BuildKnowledgeSettings) -> TextEncoder:
 def _plan(settings: BuildKnowledgeSettings) -> BuildPlan:
     from ragstone.knowledge.build import BuildPlan
 
-    return BuildPlan(settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision)
+    return BuildPlan(
+        settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision, settings.bm25
+    )
 
 
 @contextmanager
@@ -177,11 +195,16 @@ def show(result: BuiltKnowledge) -> None:
     print(f"knowledge source  {result.folder}")
     print(f"documents         {manifest.documents:,}")
     print(f"passages          {manifest.passages:,} of at most {manifest.max_words} words")
-    print(f"vectors           {manifest.dimension} dimensions, by {manifest.encoder}")
-    print(f"index             {manifest.index}, {manifest.metric.replace('_', ' ')}")
+    if "bm25_words" in statistics:
+        print(f"BM25              {statistics['bm25_words']:,} words")
+    if manifest.dimension:
+        print(f"vectors           {manifest.dimension} dimensions, by {manifest.encoder}")
+        print(f"index             {manifest.index}, {manifest.metric.replace('_', ' ')}")
+    embedding = f" ({statistics['seconds_embedding']:,.1f} s embedding)" if manifest.dimension else ""
     print(f"size              {statistics['bytes'] / 2**20:,.1f} MiB")
-    print(f"time              {statistics['seconds']:,.1f} s ({statistics['seconds_embedding']:,.1f} s embedding)")
-    print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
-    print(f"search            {statistics['queries_per_second']:,.0f} queries per second")
+    print(f"time              {statistics['seconds']:,.1f} s{embedding}")
+    if manifest.dimension:
+        print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
+        print(f"search            {statistics['queries_per_second']:,.0f} queries per second")
     if result.answer is not None:
         print(f"answer            {result.answer.text}")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
 from ragstone.knowledge.index_name import refuse_published_index
+from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 from ragstone.settings import save_settings
 
 if TYPE_CHECKING:
     from ragstone.evaluation.evaluate import Search, Task
     from ragstone.evaluation.predictions import Prediction, PredictionFile
     from ragstone.evaluation.score import Comparison, Measures, Score
+    from ragstone.model.open import ModelRequest
 
 CLOSED_BOOK = ("bart", "t5")
 
@@ -49,6 +51,14 @@ class EvalSettings:
     """Titles that precision@k looks at."""
     n_docs: int | None = None
     """Passages per question; the checkpoint's number where not given."""
+    retriever: RetrieverName | None = None
+    """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
+    hybrid_fusion: FusionName | None = None
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
+    hybrid_weight: float | None = None
+    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
+    compare_retrievers: list[RetrieverName] | None = None
+    """Retrieval: evaluate each of these, with predictions of its own, on one table."""
     passages_path: str | None = None
     """Knowledge source; the checkpoint's own where not given."""
     index_path: str | None = None
@@ -76,6 +86,13 @@ class EvalSettings:
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
         refuse_published_index(self.index_name, self.passages_path)
+        self.methods()
+        if self.compare_retrievers is not None and self.eval_mode != "retrieval":
+            raise InputError("--compare_retrievers measures what is found: give --eval_mode retrieval with it.")
+        if self.compare_retrievers is not None and self.eval_all_checkpoints:
+            raise InputError("--compare_retrievers is for one checkpoint; leave --eval_all_checkpoints out.")
+        if self.compare_retrievers is not None and self.model_name_or_path is None:
+            raise InputError("--compare_retrievers needs --model_name_or_path, the model that retrieves.")
         if self.eval_mode == "e2e" and self.gold_answers_path is not None:
             raise InputError("--gold_answers_path is for --eval_mode retrieval; in e2e --gold_data_path has answers.")
         if self.eval_mode == "retrieval" and self.model_type in CLOSED_BOOK:
@@ -92,13 +109,41 @@ class EvalSettings:
             if path is not None and path.resolve() == self.predictions_path.resolve():
                 raise InputError(f"--predictions_path and --{name} are the same file {path}; give another one.")
 
+    def methods(self) -> list[MethodRequest]:
+        """By what passages are found: one, or all that are to be compared."""
+        if self.compare_retrievers is None:
+            return [MethodRequest(self.retriever, self.hybrid_fusion, self.hybrid_weight)]
+        if self.retriever is not None:
+            raise InputError("--retriever names one retriever and --compare_retrievers several; leave one of them out.")
+        twice = {name for name in self.compare_retrievers if self.compare_retrievers.count(name) > 1}
+        if twice:
+            raise InputError(f"--compare_retrievers names {twice.pop()} twice; name each once.")
+        if "hybrid" not in self.compare_retrievers and (self.hybrid_fusion or self.hybrid_weight is not None):
+            raise InputError("--hybrid_fusion and --hybrid_weight are for hybrid, which --compare_retrievers lacks.")
+        hybrid = MethodRequest("hybrid", self.hybrid_fusion, self.hybrid_weight)
+        return [hybrid if name == "hybrid" else MethodRequest(name) for name in self.compare_retrievers]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated."""
+
+    model: str | None
+    """None scores predictions that are there."""
+    method: MethodRequest
+    predictions_path: Path
+    label: str
+    """What the table calls it."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of one model."""
+    """The numbers of one model, with one retriever."""
 
     model: str | None
     """None where nobody knows: predictions without a record, scored without a model."""
+    label: str
+    """What tells it from the others: the checkpoint's name, or the retriever's."""
     predictions_path: Path
     reused: bool
     """Whether the predictions were there already."""
@@ -110,8 +155,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation for each checkpoint."""
+    """One evaluation for each checkpoint or retriever."""
 
+    compared: str
+    """What the evaluations differ in: checkpoint or retriever."""
     eval_mode: str
     questions: int
     compare: Path | None
@@ -124,6 +171,7 @@ def eval(settings: EvalSettings) -> Evaluated:
     from ragstone.evaluation.evaluate import Search, measure, read_task
     from ragstone.evaluation.predictions import PredictionFile
     from ragstone.model.decoding import Decoding
+    from ragstone.model.open import refuse_unsearchable
 
     decoding = Decoding(settings.num_beams, settings.min_length, settings.max_length)
     search = Search(decoding, settings.n_docs, settings.precision, settings.eval_batch_size)
@@ -138,20 +186,28 @@ def eval(settings: EvalSettings) -> Evaluated:
     others = None if settings.compare is None else measure(PredictionFile(settings.compare), task)
     # Refuses an arithmetic that this machine lacks before anything is loaded.
     autocast(best_device(), settings.precision)
+    targets = _targets(settings)
+    if settings.compare_retrievers is not None:
+        # Not when the others have been evaluated for hours.
+        for target in targets:
+            refuse_unsearchable(_request(settings, target))
     evaluations = tuple(
-        _evaluate(settings, name, PredictionFile(path), task, search, others) for name, path in _targets(settings)
+        _evaluate(settings, target, PredictionFile(target.predictions_path), task, search, others) for target in targets
     )
-    return Evaluated(settings.eval_mode, len(task.questions), settings.compare, evaluations)
+    compared = "checkpoint" if settings.compare_retrievers is None else "retriever"
+    return Evaluated(compared, settings.eval_mode, len(task.questions), settings.compare, evaluations)
 
 
 def show(result: Evaluated) -> None:
-    """Print the numbers; several checkpoints as a table."""
+    """Print the numbers; those of several checkpoints or retrievers as a table."""
     from ragstone.evaluation.score import describe, describe_comparison, label
 
     if len(result.evaluations) > 1:
         _show_table(result)
     for evaluation in result.evaluations:
         print(f"model        {evaluation.model or 'not known'}")
+        if result.compared == "retriever":
+            print(f"retriever    {evaluation.label}")
         print(f"questions    {result.questions:,} ({result.eval_mode})")
         print(f"predictions  {evaluation.predictions_path}{' (reused)' if evaluation.reused else ''}")
         for score in evaluation.scores.values():
@@ -168,35 +224,43 @@ def _show_table(result: Evaluated) -> None:
     from ragstone.evaluation.score import describe, label
 
     names = list(dict.fromkeys(name for evaluation in result.evaluations for name in evaluation.scores))
-    rows = [["checkpoint", *map(label, names)]]
+    rows = [[result.compared, *map(label, names)]]
     for evaluation in result.evaluations:
         cells = [describe(evaluation.scores[name]) if name in evaluation.scores else "-" for name in names]
-        rows.append([Path(evaluation.model or "").name, *cells])
+        rows.append([evaluation.label, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     print()
 
 
-def _targets(settings: EvalSettings) -> list[tuple[str | None, Path]]:
-    """Each model with where its predictions go."""
-    name, path = settings.model_name_or_path, settings.predictions_path
+def _targets(settings: EvalSettings) -> list[Target]:
+    """Each model and retriever with where its predictions go."""
+    name, path, methods = settings.model_name_or_path, settings.predictions_path, settings.methods()
+    if settings.compare_retrievers is not None:
+        names = [str(method.retriever) for method in methods]
+        pairs = zip(methods, names, strict=True)
+        return [Target(name, method, path.with_stem(f"{path.stem}.{label}"), label) for method, label in pairs]
     if name is None or not settings.eval_all_checkpoints:
-        return [(name, path)]
+        return [Target(name, methods[0], path, Path(name or "").name)]
     from ragstone.evaluation.checkpoints import find_checkpoints
 
-    return [(str(folder), path.with_stem(f"{path.stem}.{folder.name}")) for folder in find_checkpoints(Path(name))]
+    return [
+        Target(str(folder), methods[0], path.with_stem(f"{path.stem}.{folder.name}"), folder.name)
+        for folder in find_checkpoints(Path(name))
+    ]
 
 
 def _evaluate(
-    settings: EvalSettings, name: str | None, file: PredictionFile, task: Task, search: Search, others: Measures | None
+    settings: EvalSettings, target: Target, file: PredictionFile, task: Task, search: Search, others: Measures | None
 ) -> Evaluation:
     from ragstone.evaluation.evaluate import measure
     from ragstone.evaluation.score import compare, summarise
 
+    name = target.model
     reused = file.exists() and not settings.recalculate
     if name is not None:
-        _predict(settings, name, file, task, search, reused)
+        _predict(settings, target, name, file, task, search, reused)
     elif not reused:
         raise InputError(f"There are no predictions {file.path}; give --model_name_or_path a model that makes them.")
     measures = measure(file, task)
@@ -206,26 +270,19 @@ def _evaluate(
     comparisons = {} if others is None else compare(measures, others)
     origin = file.origin()
     model = origin.model if name is None and origin is not None else name
-    evaluation = Evaluation(model, file.path, reused, summarise(measures), comparisons)
+    evaluation = Evaluation(model, target.label, file.path, reused, summarise(measures), comparisons)
     _save(settings, evaluation, file, len(task.questions))
     return evaluation
 
 
-def _predict(settings: EvalSettings, name: str, file: PredictionFile, task: Task, search: Search, reused: bool) -> None:
+def _predict(
+    settings: EvalSettings, target: Target, name: str, file: PredictionFile, task: Task, search: Search, reused: bool
+) -> None:
     """Write the model's predictions, or make sure that those in the file are the model's."""
     from ragstone.evaluation.evaluate import origin_of, predict, refuse_other_origin
-    from ragstone.model.open import ModelRequest, open_model
+    from ragstone.model.open import open_model
 
-    model = open_model(
-        ModelRequest(
-            name,
-            model_type=settings.model_type,
-            passages_path=settings.passages_path,
-            index_path=settings.index_path,
-            index_name=settings.index_name,
-            n_docs=settings.n_docs,
-        )
-    )
+    model = open_model(_request(settings, target))
     try:
         if task.eval_mode == "retrieval" and 0 < model.n_docs < task.k:
             raise InputError(
@@ -238,6 +295,20 @@ def _predict(settings: EvalSettings, name: str, file: PredictionFile, task: Task
             file.write(predict(model, task, search, lambda prediction: _print(settings, prediction)), origin)
     finally:
         model.close()
+
+
+def _request(settings: EvalSettings, target: Target) -> ModelRequest:
+    from ragstone.model.open import ModelRequest
+
+    return ModelRequest(
+        str(target.model),
+        model_type=settings.model_type,
+        passages_path=settings.passages_path,
+        index_path=settings.index_path,
+        index_name=settings.index_name,
+        n_docs=settings.n_docs,
+        method=target.method,
+    )
 
 
 def _print(settings: EvalSettings, prediction: Prediction) -> None:
@@ -258,6 +329,7 @@ def _save(settings: EvalSettings, evaluation: Evaluation, file: PredictionFile, 
     record = {
         "model": evaluation.model,
         "eval_mode": settings.eval_mode,
+        **({} if settings.compare_retrievers is None else {"retriever": evaluation.label}),
         "evaluation_set": str(settings.evaluation_set),
         "questions": questions,
         "scores": {name: dataclasses.asdict(score) for name, score in evaluation.scores.items()},

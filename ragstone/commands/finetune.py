@@ -13,6 +13,7 @@ from ragstone.errors import InputError
 from ragstone.knowledge.index_name import refuse_published_index
 from ragstone.processes.environment import place
 from ragstone.prompt_template import refuse_no_template
+from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 from ragstone.settings import plain_settings, save_settings
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ GENERATOR_SETTINGS = ("dropout", "attention_dropout", "encoder_layerdrop", "deco
 FRACTIONS = ("label_smoothing", "lora_dropout", *GENERATOR_SETTINGS)
 RAG_ONLY = (
     *("passages_path", "index_path", "index_name", "n_docs", "max_combined_length"),
-    *("freeze_question_encoder", "question_encoder_learning_rate", "prompt_template", "chat", "lora_r"),
+    *("retriever", "hybrid_fusion", "hybrid_weight", "freeze_question_encoder", "question_encoder_learning_rate"),
+    *("prompt_template", "chat", "lora_r"),
 )
 FREE_TO_CHANGE = (
     *("data_dir", "n_train", "n_val", "n_test", "output_dir", "do_train", "do_predict", "resume"),
@@ -84,6 +86,12 @@ class FinetuneSettings:
     """Index file, if it is not beside the passages."""
     n_docs: int | None = None
     """Passages per question; the checkpoint's number where not given."""
+    retriever: RetrieverName | None = None
+    """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
+    hybrid_fusion: FusionName | None = None
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
+    hybrid_weight: float | None = None
+    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
     freeze_question_encoder: bool = False
     """Leave the question encoder as it is."""
     prompt_template: str | None = None
@@ -219,6 +227,12 @@ class FinetuneSettings:
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
         refuse_published_index(self.index_name, self.passages_path)
+        self.method()
+        if self.retriever == "bm25" and self.question_encoder_learning_rate is not None:
+            raise InputError(
+                "--question_encoder_learning_rate: --retriever bm25 does not ask the question encoder, which so learns "
+                "nothing; leave it out, or take --retriever hybrid."
+            )
         for name in ("n_train", "n_val", "n_test", "max_steps"):
             if getattr(self, name) == 0:
                 raise InputError(f"--{name} is 0, which leaves nothing to do; a negative number means all.")
@@ -267,6 +281,10 @@ class FinetuneSettings:
                     raise InputError(f"--{name} is for RAG models; a closed-book {self.model_type} retrieves nothing.")
             if self.distributed_retriever == "ray":
                 raise InputError(f"A closed-book {self.model_type} retrieves nothing; omit --distributed_retriever.")
+
+    def method(self) -> MethodRequest:
+        """By what passages are found."""
+        return MethodRequest(self.retriever, self.hybrid_fusion, self.hybrid_weight)
 
     def plan(self) -> RunPlan:
         """The run that these settings describe."""
@@ -328,6 +346,7 @@ class FinetuneSettings:
             model=self.model_name_or_path,
             passages_path=self.passages_path,
             index_path=self.index_path,
+            method=self.method(),
         )
 
     def _retrieval(self) -> RetrievalSettings:
@@ -353,6 +372,7 @@ class FinetuneSettings:
             index_path=self.index_path,
             passages_path=self.passages_path,
             n_docs=self.n_docs,
+            method=self.method(),
             prefix=self.prefix,
             max_combined_length=self.max_combined_length,
             max_source_length=self.max_source_length,

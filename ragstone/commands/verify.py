@@ -54,10 +54,17 @@ def _of_source(report: SourceReport) -> list[tuple[str, str]]:
     manifest, recall = report.manifest, report.recall
     built = "" if manifest is None else f", by {manifest.encoder}"
     checked = f"{report.files} files as they were built" if report.files else "none to compare: no knowledge.json"
-    return [
+    lines = [
         ("knowledge source", str(report.folder)),
         ("checksums", checked),
         ("passages", f"{report.passages:,}" + (f", {report.without_text:,} without text" * bool(report.without_text))),
+    ]
+    if report.bm25_words is not None:
+        lines.append(("BM25", f"{report.bm25_words:,} words"))
+    if report.index is None:
+        return [*lines, ("vectors", "none: it is searched by words")]
+    return [
+        *lines,
         ("vectors", f"{report.dimension} dimensions, all finite{built}"),
         ("index", report.index),
         ("recall@5, @20", f"{recall['recall@5']:.3f}, {recall['recall@20']:.3f} against exact search on a sample"),

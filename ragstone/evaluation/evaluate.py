@@ -81,7 +81,7 @@ def read_task(
 
 def origin_of(model: Model, name: str, task: Task, search: Search) -> Origin:
     """What predictions of `model` for `task` would come from."""
-    settings: dict[str, int | str] = {"precision": search.precision}
+    settings: dict[str, int | float | str] = {"precision": search.precision, **model.retrieval}
     if model.n_docs:
         settings["n_docs"] = search.n_docs or model.n_docs
     if task.eval_mode == "e2e":

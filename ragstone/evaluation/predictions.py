@@ -50,7 +50,7 @@ class Origin:
     """Of the model's weights and settings."""
     source_fingerprint: str | None
     """Of the knowledge source; None without retrieval."""
-    settings: Mapping[str, int | str]
+    settings: Mapping[str, int | float | str]
     """The flags that change predictions, with the values in force."""
 
     def differences(self, wanted: Origin) -> list[str]:

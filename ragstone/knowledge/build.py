@@ -14,6 +14,7 @@ from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
 from ragstone.index.factory import factory_string
 from ragstone.index.vector_index import build_index
+from ragstone.knowledge.bm25 import add_bm25
 from ragstone.knowledge.corpus import Corpus, read_corpus
 from ragstone.knowledge.embedding import embed_groups
 from ragstone.knowledge.manifest import Manifest, checksum
@@ -39,6 +40,8 @@ class BuildPlan:
     max_words: int = 100
     batch_size: int = 64
     precision: Precision = "auto"
+    bm25: bool = False
+    """Whether an index over words is built beside that over vectors."""
 
 
 Embed = Callable[[Corpus, TextEncoder, BuildPlan, Path], None]
@@ -74,6 +77,8 @@ def build_knowledge_source(
     build_index(store.vector_chunks, corpus.passages, encoder.dimension, factory, folder / INDEX_NAME)
     indexed = time.perf_counter()
     measured = measure_index(KnowledgeSource(folder / PASSAGES_NAME))
+    if plan.bm25:
+        measured |= add_bm25(store, folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
         encoder=encoder.name,

@@ -18,21 +18,23 @@ FILE_NAME = "knowledge.json"
 class Manifest:
     """The record beside the passages and the index."""
 
-    encoder: str
-    """Folder or hub name of the passage encoder."""
-    encoder_fingerprint: str
+    encoder: str | None
+    """Folder or hub name of the passage encoder; None where there are no vectors."""
+    encoder_fingerprint: str | None
     """Hash of the passage encoder's weights and settings."""
     dimension: int
+    """D of the vectors; 0 where there are none."""
     metric: str
+    """inner_product, or bm25 where there are no vectors."""
     documents: int
     passages: int
     max_words: int
     index: str
-    """FAISS factory string."""
+    """FAISS factory string, or bm25."""
     files: dict[str, str]
     """Path within the folder to SHA-256."""
     statistics: dict[str, float]
-    """What building took and gave: seconds, bytes, recall@5, recall@20, queries_per_second."""
+    """What building took and gave: seconds, bytes, recall@5, recall@20, queries_per_second, bm25_words."""
 
     def save(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)

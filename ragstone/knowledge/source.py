@@ -1,19 +1,24 @@
-"""A knowledge source: passages, their vectors and the index over them, opened without loading them."""
+"""A knowledge source: passages, and an index over their vectors, their words or both, opened without loading them."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ragstone.errors import InputError
+from ragstone.index.bm25 import Bm25Index
 from ragstone.index.vector_index import VectorIndex
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
+from ragstone.knowledge.no_vectors import no_vectors
 from ragstone.knowledge.store import PassageStore
 from ragstone.types import FloatArray
 
 PASSAGES_NAME = "my_knowledge_dataset"
 INDEX_NAME = "my_knowledge_dataset_hnsw_index.faiss"
+BM25_NAME = "my_knowledge_dataset_bm25"
+"""Folder of the index over words."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,12 @@ class SourceInfo:
     folder: str
     passages_path: str
     """The passages folder, absolute."""
-    index_path: str
-    """The index file, absolute."""
+    index_path: str | None
+    """The index file, absolute; None where there are no vectors."""
     passages: int
     """How many it holds."""
     dimension: int
-    """D of its vectors."""
+    """D of its vectors; 0 where there are none."""
     fingerprint: str
     """See KnowledgeSource.fingerprint."""
     encoder: str | None
@@ -60,6 +65,37 @@ class SourceInfo:
         )
 
 
+@dataclass(frozen=True)
+class Indexes:
+    """What a source can be searched by."""
+
+    vectors: bool
+    words: bool
+
+
+def find_indexes(passages_path: Path) -> Indexes:
+    """What the source at `passages_path` (see KnowledgeSource) can be searched by, without opening its indexes.
+
+    Raises:
+        InputError: no knowledge source.
+    """
+    folder = passages_folder(passages_path)
+    return Indexes(PassageStore(folder).has_vectors, (folder.parent / BM25_NAME).is_dir())
+
+
+def passages_folder(passages_path: Path) -> Path:
+    """The passages folder that `passages_path` is, or that is in it.
+
+    Raises:
+        InputError: there is none.
+    """
+    if (passages_path / PASSAGES_NAME).is_dir():
+        return passages_path / PASSAGES_NAME
+    if not passages_path.is_dir():
+        raise InputError(f"There is no knowledge source {passages_path}; make one with ragstone build-knowledge.")
+    return passages_path
+
+
 class KnowledgeSource:
     """An opened source. Everything is memory-mapped: opening costs no memory worth speaking of."""
 
@@ -73,14 +109,11 @@ class KnowledgeSource:
         Raises:
             InputError: no knowledge source, or one whose parts do not belong together.
         """
-        if (passages_path / PASSAGES_NAME).is_dir():
-            passages_path = passages_path / PASSAGES_NAME
-        if not passages_path.is_dir():
-            raise InputError(f"There is no knowledge source {passages_path}; make one with ragstone build-knowledge.")
+        passages_path = passages_folder(passages_path)
         self.folder = passages_path.parent
         self.store = PassageStore(passages_path)
         self.index_path = index_path or self.folder / INDEX_NAME
-        self.index = VectorIndex.open(self.index_path)
+        self._index = VectorIndex.open(self.index_path) if self.store.has_vectors else None
         self.manifest = Manifest.load(self.folder) if passages_path.name == PASSAGES_NAME else None
         self._check()
 
@@ -90,15 +123,51 @@ class KnowledgeSource:
 
     @property
     def dimension(self) -> int:
-        """D of its vectors."""
+        """D of its vectors; 0 where there are none."""
         return self.store.dimension
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether it can be searched by vectors; else by words alone."""
+        return self.store.has_vectors
+
+    @property
+    def index(self) -> VectorIndex:
+        """The index over the vectors.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self._index is None:
+            raise InputError(no_vectors(self.folder))
+        return self._index
+
+    @property
+    def has_bm25(self) -> bool:
+        """Whether it can be searched by words."""
+        return (self.folder / BM25_NAME).is_dir()
+
+    @cached_property
+    def bm25(self) -> Bm25Index:
+        """The index over the words, opened when it is first asked for.
+
+        Raises:
+            InputError: there is none, or it is damaged or another source's.
+        """
+        index = Bm25Index.open(self.folder / BM25_NAME)
+        if len(index) != len(self):
+            raise InputError(
+                f"The BM25 index {index.path} holds {len(index)} passages, but {self.store.folder} has {len(self)}; "
+                "build the knowledge source again."
+            )
+        return index
 
     def info(self) -> SourceInfo:
         """What a model needs to know of it."""
         return SourceInfo(
             folder=str(self.folder),
             passages_path=str(self.store.folder.resolve()),
-            index_path=str(self.index_path.resolve()),
+            index_path=str(self.index_path.resolve()) if self.has_vectors else None,
             passages=len(self),
             dimension=self.dimension,
             fingerprint=self.fingerprint(),
@@ -124,7 +193,7 @@ class KnowledgeSource:
         """
         listed = self.manifest is not None and self.index_path.resolve() == (self.folder / INDEX_NAME).resolve()
         files = [] if self.manifest else sorted(self.store.folder.iterdir())
-        files += [] if listed else [self.index_path]
+        files += [self.index_path] if self.has_vectors and not listed else []
         digest = hashlib.sha256(b"" if self.manifest is None else checksum(self.folder / FILE_NAME).encode())
         for path in files:
             status = path.stat()
@@ -132,6 +201,8 @@ class KnowledgeSource:
         return digest.hexdigest()[:32]
 
     def _check(self) -> None:
+        if self._index is None:
+            return
         if len(self.index) != len(self.store):
             raise InputError(
                 f"The index {self.index_path} holds {len(self.index)} vectors, but {self.store.folder} has "

@@ -1,5 +1,7 @@
 """Passages and their vectors on disk: a folder as datasets' save_to_disk writes it, read by row straight from Arrow.
 
+A store for search by words alone has no vectors: no column "embeddings", and dimension 0.
+
 Shapes: n rows, D dimensions.
 """
 
@@ -18,20 +20,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragstone.errors import InputError
+from ragstone.knowledge.no_vectors import no_vectors
 from ragstone.knowledge.text_column import TextColumn
-from ragstone.types import FloatArray, Passage
+from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Passage
 
 ROWS_PER_BATCH = 1000
 BYTES_PER_SHARD = 500 * 2**20
-COLUMNS = ("title", "text", "embeddings")
+TEXT_COLUMNS = ("title", "text")
+VECTORS = "embeddings"
 
 
 class ShardWriter:
     """Writes one file of a store. Use as a context manager."""
 
     def __init__(self, path: Path, dimension: int) -> None:
+        """`dimension` 0 is for a store without vectors."""
         self._dimension = dimension
-        self._schema = _schema()
+        self._schema = _schema(dimension)
         self._file = path.open("wb")
         self._stream = pa.ipc.new_stream(self._file, self._schema)
         self.bytes = 0
@@ -47,15 +52,18 @@ class ShardWriter:
             os.fsync(self._file.fileno())
 
     def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
-        """Append passages with their vectors [n, D]."""
+        """Append passages with their vectors [n, D], where D may be 0."""
         for start in range(0, len(titles), ROWS_PER_BATCH):
             rows = slice(start, start + ROWS_PER_BATCH)
             self._write_batch(titles[rows], texts[rows], vectors[rows])
 
     def _write_batch(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
-        offsets = np.arange(0, (len(vectors) + 1) * self._dimension, self._dimension, dtype=np.int32)
-        embeddings = pa.ListArray.from_arrays(offsets, np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-        batch = pa.record_batch([pa.array(titles, pa.string()), pa.array(texts, pa.string()), embeddings], self._schema)
+        columns = [pa.array(titles, pa.string()), pa.array(texts, pa.string())]
+        if self._dimension:
+            offsets = np.arange(0, (len(vectors) + 1) * self._dimension, self._dimension, dtype=np.int32)
+            values = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+            columns.append(pa.ListArray.from_arrays(offsets, values))
+        batch = pa.record_batch(columns, self._schema)
         self._stream.write_batch(batch)
         self.bytes += batch.nbytes
 
@@ -120,7 +128,7 @@ def describe_shards(folder: Path, names: Sequence[str], count: int, dimension: i
         folder: where the shards are.
         names: their file names, in order.
         count: rows in all of them.
-        dimension: D of the vectors.
+        dimension: D of the vectors; 0 where there are none.
     """
     digest = hashlib.sha256(json.dumps([list(names), count, dimension]).encode()).hexdigest()[:16]
     state: dict[str, Any] = {
@@ -133,7 +141,7 @@ def describe_shards(folder: Path, names: Sequence[str], count: int, dimension: i
         "_split": None,
     }
     (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    info = {"citation": "", "description": "", "features": _features(), "homepage": "", "license": ""}
+    info = {"citation": "", "description": "", "features": _features(dimension), "homepage": "", "license": ""}
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
@@ -144,7 +152,7 @@ class PassageStore:
         """Open the store in `folder`.
 
         Raises:
-            InputError: it is no folder of save_to_disk with the columns title, text and embeddings.
+            InputError: it is no folder of save_to_disk with the columns title, text and, if it has them, embeddings.
         """
         self.folder = folder
         self._batches = [batch for path in _shard_paths(folder) for batch in _map_batches(path)]
@@ -153,7 +161,9 @@ class PassageStore:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self._columns: dict[int, tuple[TextColumn, TextColumn]] = {}
         self._matrices: dict[int, npt.NDArray[np.floating[Any]]] = {}
-        self.dimension = self._matrix(0).shape[1]
+        self.has_vectors = all(VECTORS in batch.schema.names for batch in self._batches)
+        """Whether all passages have one."""
+        self.dimension = self._matrix(0).shape[1] if self.has_vectors else 0
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -163,6 +173,12 @@ class PassageStore:
         parts = iter(self.text_bytes(rows))
         numbers = np.asarray(rows, dtype=np.int64).tolist()
         return [Passage(row, str(next(parts), "utf-8"), str(next(parts), "utf-8")) for row in numbers]
+
+    def passage_rows(self, ids: IntArray) -> list[list[Passage]]:
+        """The passages of `ids` [B, N], NO_PASSAGE where the id is -1."""
+        there = ids >= 0
+        passages = iter(self.passages(ids[there]))
+        return [[next(passages) if ok else NO_PASSAGE for ok in row] for row in there]
 
     def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
         """Title and text of each of `rows` in turn, as the bytes of their UTF-8. A missing one is empty."""
@@ -226,7 +242,9 @@ class PassageStore:
         """The vectors of a batch, as they are stored. A view is kept for the next time."""
         matrix = self._matrices.get(number)
         if matrix is None:
-            matrix = _as_matrix(self._batches[number].column("embeddings"), self.folder)
+            if not self.has_vectors:
+                raise InputError(no_vectors(self.folder))
+            matrix = _as_matrix(self._batches[number].column(VECTORS), self.folder)
             # What can be written is a copy, of which memory has no room for many.
             if not matrix.flags.writeable:
                 self._matrices[number] = matrix
@@ -259,21 +277,26 @@ def _shard_paths(folder: Path) -> list[Path]:
 def _map_batches(path: Path) -> list[Any]:
     try:
         reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-        missing = set(COLUMNS) - set(reader.schema.names)
+        missing = set(TEXT_COLUMNS) - set(reader.schema.names)
         if missing:
-            raise InputError(f"{path} has no column {', '.join(sorted(missing))}; a source has {', '.join(COLUMNS)}.")
+            raise InputError(
+                f"{path} has no column {', '.join(sorted(missing))}; a source has title, text and, for search by "
+                "vectors, embeddings."
+            )
         return [batch for batch in reader if batch.num_rows]
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path} cannot be read ({error}); build the knowledge source again.") from error
 
 
-def _features() -> dict[str, Any]:
+def _features(dimension: int) -> dict[str, Any]:
     """The columns in the words of datasets' Features."""
     string = {"dtype": "string", "_type": "Value"}
     vector = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}
-    return {"title": string, "text": string, "embeddings": vector}
+    return {"title": string, "text": string, **({VECTORS: vector} if dimension else {})}
 
 
-def _schema() -> Any:
-    fields = [("title", pa.string()), ("text", pa.string()), ("embeddings", pa.list_(pa.float32()))]
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": _features()}})})
+def _schema(dimension: int) -> Any:
+    fields: list[tuple[str, Any]] = [("title", pa.string()), ("text", pa.string())]
+    if dimension:
+        fields.append((VECTORS, pa.list_(pa.float32())))
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": _features(dimension)}})})

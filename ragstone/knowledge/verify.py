@@ -1,4 +1,4 @@
-"""Checking a knowledge source byte by byte, and its index against exact search.
+"""Checking a knowledge source byte by byte, and its indexes against what they were built from.
 
 Shapes: n rows, D dimensions.
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from ragstone.errors import InputError
 from ragstone.index.check import check_index
+from ragstone.knowledge.bm25 import check_bm25
 from ragstone.knowledge.build import measure_index
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.source import PASSAGES_NAME, KnowledgeSource
@@ -33,14 +34,16 @@ class SourceReport:
     """None for a source without knowledge.json, as the reference's script makes it."""
     passages: int
     dimension: int
-    index: str
-    """FAISS class of the index."""
+    index: str | None
+    """FAISS class of the index; None where there are no vectors."""
+    bm25_words: int | None
+    """Words of the BM25 index; None where there is none."""
     files: int
     """Files whose checksums were compared."""
     without_text: int
     """Passages whose text is empty: never of use, though harmless."""
     recall: dict[str, float]
-    """recall@5, recall@20 and queries_per_second of the index against exact search on a sample."""
+    """recall@5, recall@20 and queries_per_second of the index against exact search on a sample; empty without one."""
 
 
 def verify_source(path: Path) -> SourceReport:
@@ -60,6 +63,15 @@ def verify_source(path: Path) -> SourceReport:
     if manifest is not None:
         _check_manifest(source, manifest)
     without_text = source.store.check_texts()
+    kind, recall = _check_vectors(source) if source.has_vectors else (None, {})
+    if not source.has_vectors and not source.has_bm25:
+        raise InputError(f"{source.folder} holds neither vectors nor a BM25 index, so nothing can be found; {REMEDY}.")
+    words = check_bm25(source) if source.has_bm25 else None
+    return SourceReport(folder, manifest, len(source), source.dimension, kind, words, files, without_text, recall)
+
+
+def _check_vectors(source: KnowledgeSource) -> tuple[str, dict[str, float]]:
+    """FAISS class of the index, and what it finds."""
     kind = check_index(source.index, _finite(source), source.index_path)
     recall = measure_index(source)
     if recall["recall@20"] < MINIMAL_RECALL:
@@ -67,7 +79,7 @@ def verify_source(path: Path) -> SourceReport:
             f"{source.index_path} finds {recall['recall@20']:.1%} of the passages that exact search finds in "
             f"{source.store.folder}: it belongs to others or is damaged; {REMEDY}."
         )
-    return SourceReport(folder, manifest, len(source), source.dimension, kind, files, without_text, recall)
+    return kind, recall
 
 
 def _check_files(folder: Path, manifest: Manifest) -> int:
@@ -93,7 +105,7 @@ def _check_manifest(source: KnowledgeSource, manifest: Manifest) -> None:
             raise InputError(
                 f"{source.folder / FILE_NAME} states {stated} {what}, but {source.store.folder} has {found}; {REMEDY}."
             )
-    if not source.index.is_inner_product:
+    if source.has_vectors and not source.index.is_inner_product:
         raise InputError(f"{source.index_path} does not rank by inner product, as {FILE_NAME} states; {REMEDY}.")
 
 

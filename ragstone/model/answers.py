@@ -13,7 +13,7 @@ class ScoredPassage:
 
     passage: Passage
     score: float
-    """Question vector · passage vector."""
+    """What the retriever ranks and weighs it by: question vector · passage vector, or as --retriever says."""
     prior: float
     """p(z|x): its share before the answer is known."""
     posterior: float

@@ -5,8 +5,9 @@ Shapes: B questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class ClosedBook(nn.Module):
 
     n_docs = 0
     corpus_size: int | None = None
+    retrieval: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ Shapes: B questions, N passages per question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,8 @@ class Model(Protocol):
     """N unless a call says otherwise; 0 without retrieval."""
     corpus_size: int | None
     """Passages in the knowledge source; None without one."""
+    retrieval: Mapping[str, Any]
+    """Flags with which passages are found otherwise than by question vector; none without retrieval."""
 
     def __call__(self, questions: Sequence[str], answers: Sequence[str]) -> BatchLoss:
         """The loss of `answers` to `questions`, with gradients."""

@@ -23,12 +23,14 @@ from ragstone.model.checkpoint import (
 )
 from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
+from ragstone.model.finder import open_finder
 from ragstone.model.generator import Generator
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_rank, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
 from ragstone.retrieval.location import SourceLocation
+from ragstone.retrieval.method import Method, MethodRequest
 from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
 RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
@@ -71,6 +73,8 @@ class ModelRequest:
     device: torch.device | None = None
     retrieval: RetrievalPlace = dataclasses.field(default_factory=InEveryProcess)
     """Where passages are searched for."""
+    method: MethodRequest = dataclasses.field(default_factory=MethodRequest)
+    """By what they are found."""
 
     def __post_init__(self) -> None:
         for name in ("n_docs", "max_combined_length", "max_source_length", "max_target_length"):
@@ -90,13 +94,27 @@ def open_model(request: ModelRequest) -> Model:
     name = request.config_name or request.name_or_path
     config = pretrained(AutoConfig, name, "config.json", cache_dir=request.cache_dir)
     if config.model_type == "rag":
-        return _open_rag(request)
+        return _open_rag(request, config)
     if request.model_type in RAG_TYPES:
         raise InputError(
             f"{request.name_or_path} is a {config.model_type} model, not a {request.model_type} checkpoint; join a "
             "question encoder and a generator with ragstone consolidate."
         )
     return _open_closed_book(request, config.model_type)
+
+
+def refuse_unsearchable(request: ModelRequest) -> None:
+    """Refuse a request whose knowledge source lacks the index that it asks for, without loading anything.
+
+    Raises:
+        InputError: names the source and the index.
+    """
+    from transformers import AutoConfig
+
+    name = request.config_name or request.name_or_path
+    config = pretrained(AutoConfig, name, "config.json", cache_dir=request.cache_dir)
+    if config.model_type == "rag":
+        _retrieval(request, config)
 
 
 def locate_source(passages_path: str | None, index_path: str | None, index_name: str | None) -> SourceLocation:
@@ -111,12 +129,15 @@ def locate_source(passages_path: str | None, index_path: str | None, index_name:
     return SourceLocation(passages_path, index_path)
 
 
-def _open_rag(request: ModelRequest) -> RagModel:
+def _open_rag(request: ModelRequest, config: Any) -> RagModel:
     if request.tokenizer_name is not None:
         raise InputError(
             f"--tokenizer_name is {request.tokenizer_name}, but {request.name_or_path} is a RAG checkpoint, which has "
             "two tokenizers of its own; leave it out, or join the parts anew with ragstone consolidate."
         )
+    if request.model_type is not None and request.model_type not in RAG_TYPES:
+        raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
+    location, method = _retrieval(request, config)
     checkpoint = load_checkpoint(
         request.name_or_path,
         cache_dir=request.cache_dir,
@@ -126,18 +147,11 @@ def _open_rag(request: ModelRequest) -> RagModel:
         chat=request.chat,
         languages=request.languages,
     )
-    if request.model_type is not None and request.model_type not in RAG_TYPES:
-        raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
-    config, encoder = checkpoint.config, checkpoint.question_encoder
-    given = request.passages_path is not None
-    location = locate_source(
-        request.passages_path if given else config.passages_path,
-        request.index_path if given else request.index_path or config.index_path,
-        request.index_name or config.index_name,
-    )
-    source, retriever = request.retrieval.open(location)
-    expected = checkpoint.passage_encoder_fingerprint
-    source.refuse_other_encoder(encoder.dimension, expected, request.name_or_path)
+    encoder = checkpoint.question_encoder
+    source, finder = open_finder(method, request.retrieval, location, encoder)
+    if method.by_vectors:
+        expected = checkpoint.passage_encoder_fingerprint
+        source.refuse_other_encoder(encoder.dimension, expected, request.name_or_path)
     if request.max_source_length is not None:
         length = min(request.max_source_length, encoder.settings.max_length)
         encoder.settings = dataclasses.replace(encoder.settings, max_length=length)
@@ -147,7 +161,7 @@ def _open_rag(request: ModelRequest) -> RagModel:
         model_type = "rag_token" if request.model_type == "rag_token" else "rag_sequence"
     options = RagOptions(
         model_type=model_type,
-        n_docs=request.n_docs or config.n_docs,
+        n_docs=request.n_docs or checkpoint.config.n_docs,
         context=_context(checkpoint.context, request, checkpoint.generator),
         label_smoothing=request.label_smoothing,
         max_target_length=request.max_target_length,
@@ -156,16 +170,29 @@ def _open_rag(request: ModelRequest) -> RagModel:
     model = RagModel(
         encoder,
         checkpoint.generator,
-        retriever,
+        finder,
         options,
-        save=lambda rag, folder: _save_rag(checkpoint, rag, source, folder),
+        save=lambda rag, folder: _save_rag(checkpoint, rag, source, method, folder),
         source_fingerprint=source.fingerprint,
         corpus_size=source.passages,
+        retrieval=method.settings(),
     )
     return model.to(request.device or best_device()).eval()
 
 
-def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, folder: Path) -> None:
+def _retrieval(request: ModelRequest, config: Any) -> tuple[SourceLocation, Method]:
+    """Where passages are and by what they are found; refused before weights are loaded, if they cannot be."""
+    given = request.passages_path is not None
+    location = locate_source(
+        request.passages_path if given else config.passages_path,
+        request.index_path if given else request.index_path or config.index_path,
+        request.index_name or config.index_name,
+    )
+    indexes = request.retrieval.indexes(location)
+    return location, request.method.resolve(own_settings(config).get("retrieval"), indexes, location.passages_path)
+
+
+def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, method: Method, folder: Path) -> None:
     """Save with the settings in force, so that the checkpoint opens again without flags."""
     config, options = checkpoint.config, model.options
     config.n_docs = options.n_docs
@@ -175,6 +202,7 @@ def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, folde
     config.index_name = "custom"
     config.passages_path = source.passages_path
     config.index_path = source.index_path
+    config.ragstone = {**own_settings(config), "retrieval": method.settings()}
     save_checkpoint(checkpoint, folder, options.model_type)
 
 

@@ -6,7 +6,7 @@ Shapes: B questions, N passages per question, D dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ from ragstone.errors import InputError
 from ragstone.model.answers import Answer, ScoredPassage
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.decoding import Decoding
+from ragstone.model.finder import Finder
 from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import EncodedContexts, Generator
 from ragstone.model.marginal import IGNORED, document_log_probs, entropy
 from ragstone.model.model import BatchLoss
 from ragstone.model.reader import Hypothesis, Reader
-from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, IntArray, Passage
 
 RagType = Literal["rag_sequence", "rag_token"]
@@ -53,45 +53,52 @@ class Evidence:
     passages: Sequence[Sequence[Passage]]
     """B lists of N."""
     scores: torch.Tensor
-    """[B, N] question vector · passage vector, with gradients to the question encoder."""
+    """[B, N] what the finder gave, with gradients to the question encoder where they come from it."""
     log_prior: torch.Tensor
     """[B, N] log p(z|x), -inf where there is no passage."""
 
 
 class RagModel(nn.Module):
-    """See model.Model. `retriever` may be None if passages are always given."""
+    """See model.Model. `finder` may be None if passages are always given."""
 
     def __init__(
         self,
         question_encoder: TextEncoder,
         generator: Generator[Any],
-        retriever: Retriever | None,
+        finder: Finder | None,
         options: RagOptions,
         *,
         save: Callable[[RagModel, Path], None],
         source_fingerprint: str | None = None,
         corpus_size: int | None = None,
+        retrieval: Mapping[str, Any] | None = None,
     ) -> None:
-        """`save` writes the checkpoint format that the parts were loaded from; `corpus_size` counts the passages."""
+        """`save` writes the checkpoint format that the parts were loaded from; `corpus_size` counts the passages.
+
+        `retrieval` are the settings of the finder (see model.Model).
+        """
         super().__init__()
         self.question_encoder = question_encoder
         self.generator_model = generator.model
         self.generator = generator
-        self.retriever = retriever
+        self.finder = finder
         self.options = options
         self.model_type: str = options.model_type
         self.n_docs = options.n_docs
         self.corpus_size = corpus_size
+        self.retrieval: Mapping[str, Any] = retrieval or {}
         self.reader = Reader(generator, "sequence" if options.model_type == "rag_sequence" else "token")
         self._save = save
         self._source_fingerprint = source_fingerprint
-        if options.freeze_question_encoder:
+        # Weights that are not used have no gradients to exchange, which processes that train together would wait for.
+        self._encoder_rests = options.freeze_question_encoder or (finder is not None and not finder.asks_encoder)
+        if self._encoder_rests:
             question_encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> RagModel:
         """As nn.Module.train; a frozen question encoder stays without dropout."""
         super().train(mode)
-        if self.options.freeze_question_encoder:
+        if self._encoder_rests:
             self.question_encoder.eval()
         return self
 
@@ -160,20 +167,16 @@ class RagModel(nn.Module):
         return [self._scored(evidence, row, unknown) for row in range(len(questions))]
 
     def find(self, questions: Sequence[str], n_docs: int | None = None) -> Evidence:
-        """Retrieve passages; gradients of their scores flow to the question encoder.
+        """Retrieve passages; gradients of their scores flow to the question encoder, where the finder asks it.
 
         Raises:
             InputError: there is no knowledge source.
         """
-        if self.retriever is None:
+        if self.finder is None:
             raise InputError("This model has no knowledge source; give one with --passages_path.")
-        vectors = self.question_encoder(**self.question_encoder.tokenize(questions))
-        found = self.retriever.retrieve(vectors.detach().cpu().numpy(), n_docs or self.n_docs)
-        # In float32 whatever the autocast: a rounded score is a wrong prior.
-        with torch.autocast(vectors.device.type, enabled=False):
-            passage_vectors = torch.from_numpy(found.vectors).to(vectors.device)
-            scores = (vectors.unsqueeze(1) * passage_vectors).sum(dim=2)
-        mask = torch.from_numpy(found.mask).to(vectors.device)
+        found = self.finder.find(questions, n_docs or self.n_docs)
+        device = self.question_encoder.device
+        scores, mask = found.scores.to(device), torch.from_numpy(found.ids >= 0).to(device)
         return Evidence(found.ids, found.passages, scores, document_log_probs(scores, mask))
 
     def save(self, folder: Path) -> None:
@@ -191,8 +194,8 @@ class RagModel(nn.Module):
 
     def close(self) -> None:
         """See model.Model.close."""
-        if self.retriever is not None:
-            self.retriever.close()
+        if self.finder is not None:
+            self.finder.close()
 
     def _encode(self, evidence: Evidence, questions: Sequence[str]) -> EncodedContexts:
         context = self.options.context

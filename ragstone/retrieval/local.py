@@ -6,7 +6,7 @@ import numpy as np
 
 from ragstone.index.exact_range import Searcher
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
+from ragstone.types import FloatArray, IntArray, Retrieved
 
 
 class LocalRetriever:
@@ -31,12 +31,7 @@ class LocalRetriever:
         valid = ids >= 0
         found = np.zeros((*ids.shape, self.source.dimension), dtype=np.float32)
         found[valid] = self.source.store.vectors(ids[valid])
-        passages = iter(self.source.store.passages(ids[valid]))
-        return Retrieved(
-            ids=ids,
-            vectors=found,
-            passages=[[next(passages) if ok else NO_PASSAGE for ok in row] for row in valid],
-        )
+        return Retrieved(ids=ids, vectors=found, passages=self.source.store.passage_rows(ids))
 
     def close(self) -> None:
         """See Retriever.close; a memory map needs no closing."""

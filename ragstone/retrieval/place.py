@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ragstone.index.threads import WithThreads
-from ragstone.knowledge.source import KnowledgeSource, SourceInfo
+from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo, find_indexes
 from ragstone.processes.group import ProcessGroup
 from ragstone.retrieval.gathered import GatheredRetriever
 from ragstone.retrieval.local import LocalRetriever
@@ -28,6 +28,20 @@ class RetrievalPlace(Protocol):
             InputError: no knowledge source.
         """
 
+    def indexes(self, location: SourceLocation) -> Indexes:
+        """What the source can be searched by. With several processes, all call it.
+
+        Raises:
+            InputError: no knowledge source.
+        """
+
+    def for_words(self) -> InEveryProcess:
+        """Where it is opened instead, to be searched by words.
+
+        Raises:
+            InputError: this place searches vectors alone.
+        """
+
 
 @dataclass(frozen=True)
 class InEveryProcess:
@@ -38,8 +52,20 @@ class InEveryProcess:
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, LocalRetriever]:
         """See RetrievalPlace.open."""
-        source = KnowledgeSource(Path(location.passages_path), location.index)
+        source = self.open_source(location)
         return source.info(), LocalRetriever(source, exact_part(source, 0, 1, self.device))
+
+    def open_source(self, location: SourceLocation) -> KnowledgeSource:
+        """The source alone, with nothing made ready for a search by vectors."""
+        return KnowledgeSource(Path(location.passages_path), location.index)
+
+    def indexes(self, location: SourceLocation) -> Indexes:
+        """See RetrievalPlace.indexes."""
+        return find_indexes(Path(location.passages_path))
+
+    def for_words(self) -> InEveryProcess:
+        """See RetrievalPlace.for_words."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -62,3 +88,12 @@ class InFirstProcess:
 
         info = SourceInfo(**self.processes.on_first(open_here))
         return info, GatheredRetriever(self.processes, opened[0] if opened else None)
+
+    def indexes(self, location: SourceLocation) -> Indexes:
+        """See RetrievalPlace.indexes. The first process looks; the others may have no source."""
+        here = InEveryProcess(self.device)
+        return Indexes(**self.processes.on_first(lambda: dataclasses.asdict(here.indexes(location))))
+
+    def for_words(self) -> InEveryProcess:
+        """See RetrievalPlace.for_words."""
+        return InEveryProcess(self.device)

@@ -19,10 +19,12 @@ import numpy as np
 
 from ragstone.errors import InputError, LostError
 from ragstone.index.exact_range import best_of
-from ragstone.knowledge.source import SourceInfo
+from ragstone.knowledge.source import Indexes, SourceInfo
 from ragstone.processes.processes import Processes
 from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import decode
+from ragstone.retrieval.method import VECTORS_ALONE
+from ragstone.retrieval.place import InEveryProcess
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, Retrieved
@@ -58,6 +60,18 @@ class InRayWorkers:
         crews = [self._crew(run, part) for part in range(self.parts)]
         info = SourceInfo(**self.processes.on_first(lambda: crews[0].call("info")))
         return info, RayRetriever(crews, info.dimension, held)
+
+    def indexes(self, location: SourceLocation) -> Indexes:
+        """See RetrievalPlace.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
+        return Indexes(vectors=True, words=True)
+
+    def for_words(self) -> InEveryProcess:
+        """See RetrievalPlace.for_words.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(VECTORS_ALONE)
 
     def _start(self, location: SourceLocation, run: str) -> list[Any]:
         import ray

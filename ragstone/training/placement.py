@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import psutil
 import torch
 
 from ragstone.errors import InputError
-from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
+from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes
 from ragstone.processes.environment import Place
 from ragstone.processes.ray_cluster import AUTO, LOCAL, refuse_without_ray
 from ragstone.retrieval.choice import RetrievalSettings
+from ragstone.retrieval.method import VECTORS_ALONE, Method, MethodRequest
 from ragstone.training.hardware import Precision
 
 BYTES_PER_WEIGHT = 16
@@ -35,6 +36,7 @@ class Wishes:
     """Folder or hub name."""
     passages_path: str | None = None
     index_path: str | None = None
+    method: MethodRequest = field(default_factory=MethodRequest)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
     index = None if retrieval is None else _index_bytes(wishes, config)
     if retrieval is not None:
-        _check_retrieval(retrieval, gpus, index)
-        lines.append(f"retrieval  {_retrieval(retrieval, processes)}")
+        method = _method(wishes, config)
+        _check_retrieval(retrieval, method, gpus, index)
+        lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
     lines.append(f"memory     {_memory(wishes, here, gpus, index)}")
     return Placement(processes, place.size == 1 and here > 1, lines)
 
@@ -106,8 +109,17 @@ def _gpus(wishes: Wishes, place: Place) -> int:
     return gpus
 
 
-def _check_retrieval(retrieval: RetrievalSettings, gpus: int, index: int | None) -> None:
+def _method(wishes: Wishes, config: dict[str, Any]) -> Method:
+    """By what passages will be found. What a source that is not on this host has is not known here, nor refused."""
+    path = wishes.passages_path or config.get("passages_path") or ""
+    indexes = find_indexes(Path(path)) if path and Path(path).is_dir() else Indexes(vectors=True, words=True)
+    return wishes.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, path)
+
+
+def _check_retrieval(retrieval: RetrievalSettings, method: Method, gpus: int, index: int | None) -> None:
     if retrieval.backend == "ray":
+        if method.by_words:
+            raise InputError(VECTORS_ALONE)
         refuse_without_ray("--distributed_retriever ray")
         return
     for name, value in (("num_retrieval_workers", retrieval.workers), ("index_shards", retrieval.parts)):
@@ -116,6 +128,8 @@ def _check_retrieval(retrieval: RetrievalSettings, gpus: int, index: int | None)
     if retrieval.ray_address != AUTO:
         raise InputError(f"--ray_address {retrieval.ray_address} needs --distributed_retriever ray.")
     if retrieval.device == "cuda":
+        if not method.by_vectors:
+            raise InputError("--index_device cuda searches vectors, and --retriever bm25 searches words; leave it out.")
         if not torch.cuda.is_available():
             raise InputError("--index_device cuda: this machine has no GPU that torch can use; leave it out.")
         free, _ = torch.cuda.mem_get_info()
@@ -134,7 +148,7 @@ def _processes(processes: int, here: int, device: str) -> str:
     return f"{processes}{elsewhere}, each on {'a GPU' if device == 'GPU' else 'the CPU'}; {meaning}"
 
 
-def _retrieval(retrieval: RetrievalSettings, processes: int) -> str:
+def _retrieval(retrieval: RetrievalSettings, method: Method, processes: int) -> str:
     where = "on a GPU" if retrieval.device == "cuda" else "memory-mapped"
     if retrieval.backend == "ray":
         count = retrieval.workers * retrieval.parts
@@ -142,6 +156,9 @@ def _retrieval(retrieval: RetrievalSettings, processes: int) -> str:
         meant = {AUTO: "the running cluster, or a new local one", LOCAL: "a new local cluster"}
         cluster = meant.get(retrieval.ray_address, f"the cluster at {retrieval.ray_address}")
         return f"{count} Ray worker{'s' if count > 1 else ''}{divided}, index {where} in each; {cluster}"
+    if method.by_words:
+        searched = {"bm25": "words (BM25)", "hybrid": "words (BM25) and vectors"}[method.retriever]
+        return f"in each process itself, by {searched}; indexes memory-mapped"
     if processes > 1:
         return f"rank 0 searches for all; index {where} there alone"
     return f"in the process itself; index {where}"

@@ -102,6 +102,19 @@ def test_two_processes_make_the_run_of_one(
     assert (settings["num_processes"], settings["distributed_retriever"]) == (2, retriever)
 
 
+@pytest.mark.parametrize("retriever", ["bm25", pytest.param("hybrid", marks=pytest.mark.slow)])
+def test_every_process_searches_by_words(
+    tmp_path: Path, base: dict[str, Any], worded_source: Path, capfd: pytest.CaptureFixture[str], retriever: str
+) -> None:
+    """The losses of one process; with bm25 the question encoder has no gradient to wait for."""
+    flags = {**base, "num_train_epochs": 1, "passages_path": worded_source, "retriever": retriever}
+    assert main(words({**flags, "train_batch_size": 6, "output_dir": tmp_path / "one"})) == 0
+    capfd.readouterr()
+    assert main(words({**flags, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "two"})) == 0
+    assert "retrieval  in each process itself, by words (BM25)" in capfd.readouterr().err
+    assert_the_same_run(tmp_path / "two", tmp_path / "one")
+
+
 def test_under_torchrun(tmp_path: Path, base: dict[str, Any], alone: Path) -> None:
     flags = {**base, "train_batch_size": 3, "output_dir": tmp_path / "run"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

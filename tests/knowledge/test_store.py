@@ -80,8 +80,14 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"state\.json is damaged"):
         PassageStore(tmp_path)
     datasets.Dataset.from_dict({"text": ["a"], "title": ["b"]}).save_to_disk(tmp_path / "other")
-    with pytest.raises(InputError, match="has no column embeddings"):
-        PassageStore(tmp_path / "other")
+    store = PassageStore(tmp_path / "other")
+    assert (store.has_vectors, store.dimension, store.passages([0])[0].text) == (False, 0, "a")
+    for read in (lambda: store.vectors([0]), lambda: list(store.vector_chunks())):
+        with pytest.raises(InputError, match="has no vectors, so it can be searched by words alone: --retriever bm25"):
+            read()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "untitled")
+    with pytest.raises(InputError, match="has no column title"):
+        PassageStore(tmp_path / "untitled")
     uneven = {"text": ["a", "b"], "title": ["c", "d"], "embeddings": [[1.0], [1.0, 2.0]]}
     datasets.Dataset.from_dict(uneven).save_to_disk(tmp_path / "uneven")
     with pytest.raises(InputError, match="are not all of one length"):

@@ -54,7 +54,7 @@ def test_loss_and_gradients_are_the_definition(opened: Callable[..., Any], llama
     for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
         evidence = model.find([question])
         vector = encoder(**encoder.tokenize([question]))[0]
-        found = model.retriever.retrieve(vector[None].detach().numpy(), 3)
+        found = model.finder.retriever.retrieve(vector[None].detach().numpy(), 3)
         prior = (torch.from_numpy(found.vectors[0]) @ vector).log_softmax(dim=0)
         target = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         rows = []

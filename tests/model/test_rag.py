@@ -70,7 +70,7 @@ def test_no_questions(open_rag: Callable[..., Any]) -> None:
 
 def test_without_a_source_passages_must_be_given(open_rag: Callable[..., Any]) -> None:
     model = open_rag()
-    model.retriever = None
+    model.finder = None
     with pytest.raises(InputError, match="has no knowledge source; give one with --passages_path"):
         model.generate(QUESTIONS, GREEDY)
     assert model.generate(QUESTIONS[:1], GREEDY, passages=[[RIVER]], scores=[[0.0]])[0][0].labels

@@ -71,7 +71,7 @@ def test_a_question_for_which_nothing_is_found(open_rag: Callable[..., Any], mod
     """It is answered from the question alone, and its batch with it."""
     model = open_rag()
     alone = model.generate(QUESTIONS[:1], Decoding(max_length=8))[0][0]
-    model.retriever = EmptyHanded(model.retriever)
+    model.finder.retriever = EmptyHanded(model.finder.retriever)
     with_passages, without = (answers[0] for answers in model.generate(QUESTIONS, Decoding(max_length=8)))
     assert (with_passages.labels, with_passages.score) == (alone.labels, pytest.approx(alone.score, rel=1e-5))
     assert without.passages == ()
