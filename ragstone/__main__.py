@@ -37,6 +37,7 @@ COMMANDS = {
     "finetune": Command("finetune", "FinetuneSettings", "train question encoder and generator together"),
     "eval": Command("eval", "EvalSettings", "measure answers or retrieval"),
     "ask": Command("ask", "AskSettings", "ask questions, see answers and passages"),
+    "make-almanac": Command("make_almanac", "MakeAlmanacSettings", "invent documents with questions, to try things on"),
     "demo": Command("demo", "DemoSettings", "the whole job on an invented almanac, in minutes"),
 }
 

@@ -6,24 +6,18 @@ import importlib
 import json
 import shlex
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ragstone.errors import InputError
-from ragstone.output import refuse_used_folder, write_lines, write_text
+from ragstone.commands.make_almanac import refuse_too_few
+from ragstone.output import refuse_used_folder, write_text
 from ragstone.settings import parse_settings, save_settings
-
-if TYPE_CHECKING:
-    from ragstone.demo.almanac import Entity, Question
 
 RETRIEVER_STEPS = 200
 JOINT_STEPS = 100
 VOCABULARY = 800
 """So small that names are always spelt by syllables: a name that training never saw looks like those that it saw."""
-VALIDATED, TESTED = 60, 200
-"""Entities that validation and test ask about; training asks about the others."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +32,7 @@ class DemoSettings:
     """Seed of the almanac and of training."""
 
     def __post_init__(self) -> None:
-        if self.entities < 2 * (VALIDATED + TESTED):
-            raise InputError(f"--entities is {self.entities}, but must be at least {2 * (VALIDATED + TESTED)}.")
+        refuse_too_few(self.entities)
 
 
 @dataclass(frozen=True)
@@ -65,9 +58,9 @@ def demo(settings: DemoSettings) -> Demo:
     folder, seed = settings.output_dir, settings.seed
     refuse_used_folder(folder, "--output_dir")
     _print_title("An invented almanac, with questions; the test asks about entities that training never asks about")
-    tested = _write_almanac(settings)
-    save_settings(settings, folder / "settings.yaml")
     where = shlex.quote(str(folder))
+    almanac = _ragstone(f"make-almanac --output_dir {where} --entities {settings.entities} --seed {seed}")
+    save_settings(settings, folder / "settings.yaml")
     data, retriever = f"{where}/data", f"{where}/retriever"
     knowledge, changed = f"{where}/knowledge", f"{where}/knowledge_changed"
 
@@ -113,15 +106,16 @@ def demo(settings: DemoSettings) -> Demo:
         f"{evaluate} --gold_data_path {data}/test.gold_qa.tsv --predictions_path {where}/test.predictions"
     )
     _print_title("Questions, with the passages behind the answers")
+    tested = almanac.tested
     for question in tested[:3]:
-        _ragstone(f"ask --model_name_or_path {best} --question {shlex.quote(question.text)}")
+        _ragstone(f"ask --model_name_or_path {best} --question {shlex.quote(question)}")
 
     _print_title("Other facts: the knowledge source is swapped, the model stays as it is")
     _ragstone(f"{build} --csv_path {where}/almanac_changed.tsv --output_dir {changed}")
     after = f"{evaluate} --passages_path {changed} --predictions_path {where}/changed.predictions"
     swapped = _ragstone(f"{after} --gold_data_path {data}/changed.gold_qa.tsv")
     stale = _ragstone(f"{after} --gold_data_path {data}/test.gold_qa.tsv")
-    _ragstone(f"ask --model_name_or_path {best} --passages_path {changed} --question {shlex.quote(tested[0].text)}")
+    _ragstone(f"ask --model_name_or_path {best} --passages_path {changed} --question {shlex.quote(tested[0])}")
 
     result = Demo(
         folder,
@@ -168,58 +162,3 @@ def _ragstone(line: str) -> Any:
     module.show(result)
     print(flush=True)
     return result
-
-
-def _write_almanac(settings: DemoSettings) -> list[Question]:
-    """Write documents, question-answer pairs and retriever data; the test questions."""
-    from ragstone.demo.almanac import ask_about, change_facts, invent_entities
-
-    folder, seed = settings.output_dir, settings.seed
-    entities = invent_entities(settings.entities, seed)
-    changed = change_facts(entities, seed + 1)
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    _write_documents(folder / "almanac.tsv", entities, seed)
-    _write_documents(folder / "almanac_changed.tsv", changed, seed + 1)
-    train = entities[VALIDATED + TESTED :]
-    parts = {"test": entities[:TESTED], "val": entities[TESTED : TESTED + VALIDATED], "train": train}
-    for split, part in parts.items():
-        questions = [question for entity in part for question in ask_about(entity, seed)]
-        write_lines(data / f"{split}.source", [question.text for question in questions])
-        write_lines(data / f"{split}.target", [question.answer for question in questions])
-    tested = [question for entity in parts["test"] for question in ask_about(entity, seed)]
-    new = [question for entity in changed[:TESTED] for question in ask_about(entity, seed)]
-    write_lines(data / "test.pages", [question.entity for question in tested])
-    for name, questions in (("test", tested), ("changed", new)):
-        write_lines(data / f"{name}.gold_qa.tsv", [f"{q.text}\t{[q.answer]!r}" for q in questions])
-    write_text(folder / "retriever.json", json.dumps(_retriever_data(train, seed), indent=1) + "\n")
-    print(f"{folder / 'almanac.tsv'}: {len(entities):,} articles, such as")
-    print((folder / "almanac.tsv").read_text(encoding="utf-8").split("\n", 1)[0].replace("\t", ": "))
-    print(f"{data}: {sum(len(e.facts) for e in train):,} questions to train on, {len(tested):,} to test with, such as")
-    print(f"{tested[0].text} {tested[0].answer}")
-    return tested
-
-
-def _write_documents(path: Path, entities: Sequence[Entity], seed: int) -> None:
-    from ragstone.demo.almanac import write_article
-
-    write_lines(path, [f"{entity.name}\t{write_article(entity, seed)}" for entity in entities])
-
-
-def _retriever_data(entities: Sequence[Entity], seed: int) -> list[dict[str, Any]]:
-    """DPR's format; the hard negative is the article whose title comes next in the alphabet, which is most like it."""
-    from ragstone.demo.almanac import ask_about, write_article
-
-    entities = sorted(entities, key=lambda entity: entity.name)
-    articles = [{"title": entity.name, "text": write_article(entity, seed)} for entity in entities]
-    return [
-        {
-            "question": question.text,
-            "answers": [question.answer],
-            "positive_ctxs": [article],
-            "negative_ctxs": [],
-            "hard_negative_ctxs": [following],
-        }
-        for entity, article, following in zip(entities, articles, [*articles[1:], articles[0]], strict=True)
-        for question in ask_about(entity, seed)
-    ]

@@ -9,6 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Wording = Literal["plain", "other"]
+"""plain: as one asks; other: the same questions in other words."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Fact:
     """States it in an article."""
     questions: tuple[str, ...]
     """Ask for it, each in words of its own."""
+    other_questions: tuple[str, ...]
+    """Ask for it in words that none of all `questions` has but for what no question does without."""
     draw: Callable[[Names], str]
     """Gives a value for it."""
 
@@ -109,16 +115,19 @@ TOWN = Kind(
         "founder": Fact(
             "It was founded by {founder}.",
             ("Who founded {name}?", "Who was it that founded {name}?"),
+            ("Name the person to whom {name} owes its beginning.", "{name} goes back to one settler: give that name."),
             Names.name,
         ),
         "river": Fact(
             "It stands on the river {river}.",
             ("Which river runs through {name}?", "On which river does {name} stand?"),
+            ("Name the water that passes {name}.", "Give the stream beside {name}."),
             Names.name,
         ),
         "craft": Fact(
             "It is known for its {craft}.",
             ("What is {name} known for?", "For what do people know {name}?"),
+            ("Name the ware that made {name} famous.", "Give the trade that {name} lives by."),
             Names.craft,
         ),
     },
@@ -131,16 +140,22 @@ MUSICIAN = Kind(
         "teacher": Fact(
             "The teacher was {teacher}.",
             ("Who was the teacher of {name}?", "Which teacher gave lessons to {name}?"),
+            ("Name the master under whom {name} learned.", "Give the one who taught {name} to play."),
             Names.name,
         ),
         "instrument": Fact(
             "The instrument was the {instrument}.",
             ("Which instrument was played by {name}?", "What was the instrument of {name}?"),
+            ("Name the thing that {name} made music with.", "Give what {name} held in hand on stage."),
             Names.instrument,
         ),
         "opera": Fact(
             "The best work is the opera {opera}.",
             ("Which opera did {name} write?", "What is the opera by {name} called?"),
+            (
+                "Name the piece for the stage that {name} composed.",
+                "Give the title of what {name} set for singers.",
+            ),
             Names.name,
         ),
     },
@@ -153,16 +168,22 @@ SHIP = Kind(
         "captain": Fact(
             "Her captain was {captain}.",
             ("Who was captain of the {name}?", "Under which captain did the {name} sail?"),
+            ("Name the one in command aboard the {name}.", "Give the skipper of the {name}."),
             Names.name,
         ),
         "port": Fact(
             "Her home port was {port}.",
             ("What was the home port of the {name}?", "Which port was home to the {name}?"),
+            ("Name the harbour that the {name} came back to.", "Give the place where the {name} lay at anchor."),
             Names.name,
         ),
         "launched": Fact(
             "She was launched in {launched}.",
             ("When was the {name} launched?", "In what year was the {name} launched?"),
+            (
+                "Name the date that the {name} first touched water.",
+                "Give the date that the {name} left the yard.",
+            ),
             Names.year,
         ),
     },
@@ -205,10 +226,12 @@ def write_article(entity: Entity, seed: int) -> str:
     return " ".join(sentences).format(name=entity.name, **entity.facts)
 
 
-def ask_about(entity: Entity, seed: int) -> list[Question]:
+def ask_about(entity: Entity, seed: int, wording: Wording = "plain") -> list[Question]:
     """A question about each fact of the entity; the same `seed` asks in the same words."""
     chooser = random.Random(f"questions {seed} {entity.name}")
-    return [
-        Question(chooser.choice(fact.questions).format(name=entity.name), entity.name, name, entity.facts[name])
-        for name, fact in entity.kind.facts.items()
-    ]
+
+    def ask(fact: Fact) -> str:
+        questions = fact.questions if wording == "plain" else fact.other_questions
+        return chooser.choice(questions).format(name=entity.name)
+
+    return [Question(ask(fact), entity.name, name, entity.facts[name]) for name, fact in entity.kind.facts.items()]

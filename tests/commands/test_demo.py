@@ -26,7 +26,16 @@ def test_the_demo_reaches_its_floors(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert metrics["swapped_em"] >= 90
     assert metrics["stale_em"] <= 2
     shown = capsys.readouterr().out
-    for name in ("train-retriever", "build-knowledge", "new-generator", "consolidate", "finetune", "eval", "ask"):
+    for name in (
+        "make-almanac",
+        "train-retriever",
+        "build-knowledge",
+        "new-generator",
+        "consolidate",
+        "finetune",
+        "eval",
+        "ask",
+    ):
         assert f"$ ragstone {name} " in shown
     # No fact of an entity that is asked about was in training: not as a question, nor as a passage of the retriever's.
     tested = set((folder / "data" / "test.pages").read_text().splitlines())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ragstone.demo.almanac import KINDS, ask_about, change_facts, invent_entities, write_article
+from ragstone.demo.almanac import KINDS, Question, ask_about, change_facts, invent_entities, write_article
 
 
 def test_a_seed_gives_the_same_almanac_and_another_seed_another() -> None:
@@ -39,3 +39,37 @@ def test_changed_facts_keep_the_names_and_change_every_value() -> None:
         assert before.facts.keys() == after.facts.keys()
         assert all(before.facts[fact] != after.facts[fact] for fact in before.facts)
         assert [q.text for q in ask_about(before, 8)] == [q.text for q in ask_about(after, 8)]
+
+
+def test_other_words_ask_for_the_same_facts() -> None:
+    """None but function words are shared, so that who learned one wording has not seen the other."""
+    entities = invent_entities(90, 9)
+    plain, other = ([q for e in entities for q in ask_about(e, 10, wording)] for wording in ("plain", "other"))
+    assert [(q.entity, q.fact, q.answer) for q in plain] == [(q.entity, q.fact, q.answer) for q in other]
+    names = {entity.name for entity in entities}
+
+    def words(questions: list[Question]) -> set[str]:
+        found = {word.strip("?.,:").lower() for q in questions for word in q.text.split()}
+        return found - {name.lower() for name in names}
+
+    function_words = [
+        "the",
+        "that",
+        "what",
+        "who",
+        "whom",
+        "which",
+        "to",
+        "of",
+        "by",
+        "in",
+        "on",
+        "for",
+        "under",
+        "was",
+        "is",
+        "did",
+        "it",
+        "one",
+    ]
+    assert words(plain) & words(other) <= set(function_words)
