@@ -70,8 +70,7 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
     def __init__(self, model: Any, writing: Writing, doc_log_probs: torch.Tensor) -> None:
         """See search_answers."""
         config = PreTrainedConfig(is_encoder_decoder=False)
-        # What the decoder writes: Marian may read another vocabulary.
-        config.vocab_size = model.get_output_embeddings().out_features
+        config.vocab_size = model.config.vocab_size
         super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
         self._writing = writing

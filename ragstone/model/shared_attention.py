@@ -43,13 +43,13 @@ def _tells_contexts_apart(model: Any) -> bool:
     """
     training = model.training
     model.eval()
-    like = next(model.parameters())
-    states = torch.tensor([1.0, -1.0], device=like.device, dtype=like.dtype)[:, None, None]
-    states = states * torch.linspace(0, 1, model.config.hidden_size, device=like.device, dtype=like.dtype)
-    tokens = torch.zeros(4, 1, dtype=torch.long, device=like.device)
+    like = {"device": model.device, "dtype": model.dtype}
+    states = torch.tensor([1.0, -1.0], **like)[:, None, None]
+    states = states * torch.linspace(0, 1, model.config.hidden_size, **like)
+    tokens = torch.zeros(4, 1, dtype=torch.long, device=model.device)
 
     def logits(states: torch.Tensor) -> torch.Tensor:
-        mask = torch.ones(len(states), 1, dtype=torch.long, device=like.device)
+        mask = torch.ones(len(states), 1, dtype=torch.long, device=model.device)
         encoded = BaseModelOutput(last_hidden_state=states)
         return model(
             encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=tokens, use_cache=False

@@ -6,7 +6,6 @@ here once more: nothing of what is tested makes the expectation.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import document_log_probs
 from ragstone.model.reader import Reader
 from ragstone.model.seq2seq import Seq2SeqGenerator
+from tests.model.enumeration import all_answers, marginal, token_probabilities
 
 PAD, END = 0, 1
 VOCABULARY = 5
@@ -45,10 +45,7 @@ class World:
 
     def marginal(self, kind: str) -> np.ndarray[Any, Any]:
         """[B, answers] p(y|x)."""
-        prior = self.doc_log_probs.double().exp().numpy()
-        if kind == "sequence":
-            return np.einsum("bn,bna->ba", prior, self.tokens.prod(axis=3))
-        return np.einsum("bn,bnat->bat", prior, self.tokens).prod(axis=2)
+        return marginal(kind, self.doc_log_probs, self.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +77,7 @@ def world() -> World:
         BartForConditionalGeneration(config).eval(),
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>"),
     )
-    answers = _answers()
+    answers = all_answers([token for token in range(VOCABULARY) if token != END], END, LENGTH)
     with torch.no_grad():
         contexts = generator.encode([("", text) for row in CONTEXTS for text in row], 32)
         tokens = np.array([[_token_probabilities(generator, text, answers) for text in row] for row in CONTEXTS])
@@ -88,24 +85,11 @@ def world() -> World:
     return World(generator, contexts, prior, answers, tokens)
 
 
-def _answers() -> list[tuple[int, ...]]:
-    going_on = [token for token in range(VOCABULARY) if token != END]
-    ended = [(*body, END) for length in range(LENGTH) for body in itertools.product(going_on, repeat=length)]
-    return ended + list(itertools.product(going_on, repeat=LENGTH))
-
-
 def _token_probabilities(generator: Any, text: str, answers: list[tuple[int, ...]]) -> np.ndarray[Any, Any]:
     """[answers, LENGTH] with transformers' model alone, from one unpadded context."""
-    inputs = generator.tokenizer([text] * len(answers), return_tensors="pt")
-    before = torch.tensor([[END, *answer, *[PAD] * (LENGTH - len(answer))][:LENGTH] for answer in answers])
-    logits = generator.model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], decoder_input_ids=before
-    ).logits
-    probabilities = logits.double().softmax(dim=-1).numpy()
-    result = np.ones((len(answers), LENGTH))
-    for row, answer in enumerate(answers):
-        result[row, : len(answer)] = probabilities[row, range(len(answer)), list(answer)]
-    return result
+    inputs = generator.tokenizer([text], return_tensors="pt")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return token_probabilities(generator.model, inputs, answers, END)
 
 
 def _read(world: World, kind: Any, question: int) -> Any:

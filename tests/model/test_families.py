@@ -6,7 +6,6 @@ a time, labels shifted as the class itself shifts them; sums over passages are w
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import document_log_probs, sequence_posterior, target_log_probs, token_posterior
 from ragstone.model.open import checkpoint_gradients
 from ragstone.model.reader import Reader
+from tests.model.enumeration import all_answers, marginal, token_probabilities
 from tests.model.families import FAMILIES, WORDS, open_family
 
 LENGTH = 3
@@ -49,10 +49,7 @@ class World:
 
     def marginal(self, kind: str) -> np.ndarray[Any, Any]:
         """[B, answers] p(y|x)."""
-        prior = self.doc_log_probs.double().exp().numpy()
-        if kind == "sequence":
-            return np.einsum("bn,bna->ba", prior, self.tokens.prod(axis=3))
-        return np.einsum("bn,bnat->bat", prior, self.tokens).prod(axis=2)
+        return marginal(kind, self.doc_log_probs, self.tokens)
 
     def decoding(self, num_beams: int, **changes: Any) -> Decoding:
         options = {"max_length": 1 + len(self.opening) + LENGTH, "bad_words_ids": self.bad_words, **changes}
@@ -70,12 +67,13 @@ def world(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) 
     first = () if opening is None else (_code(tokenizer, opening),)
     end = generator.model.config.eos_token_id
     alphabet = [tokenizer(text_target=word, add_special_tokens=False)["input_ids"][-1] for word in WORDS]
-    answers = _answers(first, alphabet, end)
+    answers = [(*first, *answer) for answer in all_answers(alphabet, end, LENGTH)]
+    start = reference.generation_config.decoder_start_token_id
     with torch.no_grad():
         contexts = generator.encode([("", text) for row in CONTEXTS for text in row], 60)
-        tokens = np.array(
-            [[_probabilities(reference, tokenizer, text, answers, first) for text in row] for row in CONTEXTS]
-        )
+        inputs = [[_inputs(reference, tokenizer, text) for text in row] for row in CONTEXTS]
+        tokens = np.array([[token_probabilities(reference, read, answers, start) for read in row] for row in inputs])
+    tokens[..., : len(first)] = 1
     prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
     others = set(range(reference.config.vocab_size)) - {*alphabet, end}
     return World(
@@ -89,30 +87,8 @@ def _code(tokenizer: Any, token: str) -> int:
     return code
 
 
-def _answers(opening: tuple[int, ...], alphabet: list[int], end: int) -> list[tuple[int, ...]]:
-    ended = [(*body, end) for length in range(LENGTH) for body in itertools.product(alphabet, repeat=length)]
-    return [(*opening, *answer) for answer in [*ended, *itertools.product(alphabet, repeat=LENGTH)]]
-
-
-def _probabilities(
-    reference: Any, tokenizer: Any, text: str, answers: list[tuple[int, ...]], opening: tuple[int, ...]
-) -> np.ndarray[Any, Any]:
-    """[answers, tokens] with transformers' model alone."""
-    length = len(opening) + LENGTH
-    start = reference.generation_config.decoder_start_token_id
-    pad = reference.config.pad_token_id
-    before = torch.tensor([[start, *answer, *[pad] * (length - len(answer))][:length] for answer in answers])
-    inputs = _inputs(reference, tokenizer, text, len(answers))
-    probabilities = reference(**inputs, decoder_input_ids=before).logits.double().softmax(dim=-1).numpy()
-    result = np.ones((len(answers), length))
-    for row, answer in enumerate(answers):
-        result[row, : len(answer)] = probabilities[row, range(len(answer)), list(answer)]
-    result[:, : len(opening)] = 1
-    return result
-
-
-def _inputs(reference: Any, tokenizer: Any, text: str, copies: int = 1) -> dict[str, torch.Tensor]:
-    inputs = dict(tokenizer([text] * copies, return_tensors="pt"))
+def _inputs(reference: Any, tokenizer: Any, text: str) -> dict[str, torch.Tensor]:
+    inputs = dict(tokenizer([text], return_tensors="pt"))
     inputs.pop("token_type_ids", None)
     if reference.config.model_type == "led":
         inputs["global_attention_mask"] = torch.zeros_like(inputs["input_ids"])

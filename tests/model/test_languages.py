@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import load_checkpoint
 from ragstone.model.decoding import Decoding
@@ -114,3 +115,26 @@ def test_refusals(name: str, languages: Languages, message: str, family_folder: 
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with pytest.raises(InputError, match=message):
         set_languages(model, tokenizer, languages, name)
+
+
+def test_finetune_a_generator_alone(family_folder: Callable[[str], Path], pairs_folder: Path, tmp_path: Path) -> None:
+    """The flags, a prefix and gradient checkpointing; what is saved opens again without them."""
+    settings = {
+        "data_dir": pairs_folder,
+        "model_name_or_path": str(family_folder("mBART-50")),
+        "src_lang": "en_XX",
+        "tgt_lang": "ro_RO",
+        "prefix": "a ",
+        "max_source_length": 20,
+        "gradient_checkpointing": True,
+        "max_steps": 1,
+        "n_train": 4,
+        "n_val": 2,
+    }
+    finetune(FinetuneSettings(output_dir=tmp_path / "run", **settings))
+    model: Any = open_model(ModelRequest(str(tmp_path / "run" / "best")))
+    assert model.context.prefix == "a "
+    tokenizer = model.generator.tokenizer
+    assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("en_XX", "ro_RO")
+    (answers,) = model.generate(["b"], Decoding(max_length=6))
+    assert tokenizer.convert_ids_to_tokens(answers[0].labels[0]) == "ro_RO"
