@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ragstone.encoders.pooling import POOLINGS, Pooling
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
+from ragstone.progress import activity
 
 Side = Literal["question", "passage"]
 PROMPT_NAMES: dict[Side, tuple[str, ...]] = {
@@ -182,7 +183,8 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
         InputError: names the model and the reason.
     """
     try:
-        return factory.from_pretrained(name_or_path, **options)
+        with activity(f"Loading {name_or_path}"):
+            return factory.from_pretrained(name_or_path, **options)
     except Exception as error:  # a damaged tokenizer.json raises no more special class
         if not Path(name_or_path).exists():
             raise InputError(
