@@ -22,6 +22,7 @@ RETRIEVER_STEPS = 200
 JOINT_STEPS = 100
 VOCABULARY = 800
 """So small that names are always spelt by syllables: a name that training never saw looks like those that it saw."""
+MAX_SEED = 2**32
 VALIDATED, TESTED = 60, 200
 """Entities that validation and test ask about; training asks about the others."""
 
@@ -40,6 +41,10 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if self.entities < 2 * (VALIDATED + TESTED):
             raise InputError(f"--entities is {self.entities}, but must be at least {2 * (VALIDATED + TESTED)}.")
+        if self.max_steps < 2:
+            raise InputError(f"--max_steps is {self.max_steps}, but must be at least 2: it validates halfway too.")
+        if not 0 <= self.seed < MAX_SEED:
+            raise InputError(f"--seed is {self.seed}, but must be from 0 to below {MAX_SEED}.")
 
 
 @dataclass(frozen=True)
