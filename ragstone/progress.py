@@ -1,4 +1,7 @@
-"""Progress bars with rate and time left on a terminal, silence anywhere else."""
+"""Progress bars with rate and time left on a terminal, silence anywhere else.
+
+Where nobody knows how long something takes there is a spinner, with the time since it began.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 T = TypeVar("T")
@@ -25,6 +38,18 @@ class RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+class EitherColumn(ProgressColumn):
+    """One column for what has a total, another for what has none."""
+
+    def __init__(self, total: ProgressColumn, no_total: ProgressColumn) -> None:
+        super().__init__()
+        self._total = total
+        self._no_total = no_total
+
+    def render(self, task: Task) -> RenderableType:
+        return (self._no_total if task.total is None else self._total).render(task)
 
 
 class ProgressBar:
@@ -74,10 +99,15 @@ def silence() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(description: str, total: float | None = None) -> Iterator[ProgressBar]:
+def progress_bar(description: str, total: float | None = None, *, stays: bool = True) -> Iterator[ProgressBar]:
     """A progress bar on standard error for the length of a with-block; nothing when that is not a terminal.
 
     Within another one's with-block it stands below that one, and goes when it is done.
+
+    Args:
+        description: what is being done.
+        total: units to do; a spinner turns where None.
+        stays: whether it is left to be seen when it is done.
     """
     outer = _display.get()
     if outer is not None:
@@ -93,18 +123,26 @@ def progress_bar(description: str, total: float | None = None) -> Iterator[Progr
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        EitherColumn(BarColumn(), SpinnerColumn()),
+        EitherColumn(MofNCompleteColumn(), TextColumn("")),
         RateColumn(),
-        TimeRemainingColumn(),
+        EitherColumn(TimeRemainingColumn(), TimeElapsedColumn()),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    # What is printed meanwhile stands above the bar; but what goes to a file or a pipe stays on its way.
+    with Progress(*columns, console=console, transient=not stays, redirect_stdout=sys.stdout.isatty()) as progress:
         _display.set(progress)
         try:
             yield ProgressBar(progress, description, total)
         finally:
             _display.set(None)
+
+
+@contextmanager
+def activity(description: str) -> Iterator[None]:
+    """What is being done, and since when, for the length of a with-block that nobody can tell the end of."""
+    with progress_bar(description, stays=False):
+        yield
 
 
 def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ragstone.commands.make_almanac import refuse_too_few
+from ragstone.errors import InputError
 from ragstone.output import refuse_used_folder, write_text
 from ragstone.settings import parse_settings, save_settings
 
@@ -18,6 +19,7 @@ RETRIEVER_STEPS = 200
 JOINT_STEPS = 100
 VOCABULARY = 800
 """So small that names are always spelt by syllables: a name that training never saw looks like those that it saw."""
+MAX_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class DemoSettings:
 
     def __post_init__(self) -> None:
         refuse_too_few(self.entities)
+        if self.max_steps < 2:
+            raise InputError(f"--max_steps is {self.max_steps}, but must be at least 2: it validates halfway too.")
+        if not 0 <= self.seed < MAX_SEED:
+            raise InputError(f"--seed is {self.seed}, but must be from 0 to below {MAX_SEED}.")
 
 
 @dataclass(frozen=True)

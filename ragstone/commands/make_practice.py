@@ -51,6 +51,7 @@ def make_practice(settings: MakePracticeSettings) -> Practice:
     from ragstone.data.cloze import make_cloze
     from ragstone.knowledge.source import KnowledgeSource
     from ragstone.output import new_folder, refuse_used_folder, write_lines
+    from ragstone.progress import progress_bar
 
     refuse_used_folder(settings.data_dir, "--data_dir")
     source = KnowledgeSource(settings.passages_path)
@@ -60,21 +61,23 @@ def make_practice(settings: MakePracticeSettings) -> Practice:
     held_out = max(1, min(len(rows) // 2, settings.n_val))
     splits = {"val": (rows[:held_out], settings.n_val), "train": (rows[held_out:] or rows, settings.n_train)}
     examples: dict[str, list[Example]] = {}
-    for split, (those, wanted) in splits.items():
-        found: list[Example] = []
-        for attempt in range(TRIES * wanted):
-            if len(found) == wanted:
-                break
-            # Every passage once before any comes again.
-            cloze = make_cloze(source.store.passages([those[attempt % len(those)]])[0], chooser)
-            if cloze is not None:
-                found.append(cloze)
-        if len(found) < wanted:
-            raise InputError(
-                f"The passages of {settings.passages_path} are too short to make {wanted} questions of; lower "
-                f"--n_{split}, or build the source with more --max_words."
-            )
-        examples[split] = found
+    with progress_bar("Making questions", settings.n_val + settings.n_train) as bar:
+        for split, (those, wanted) in splits.items():
+            found: list[Example] = []
+            for attempt in range(TRIES * wanted):
+                if len(found) == wanted:
+                    break
+                # Every passage once before any comes again.
+                cloze = make_cloze(source.store.passages([those[attempt % len(those)]])[0], chooser)
+                if cloze is not None:
+                    found.append(cloze)
+                    bar.advance()
+            if len(found) < wanted:
+                raise InputError(
+                    f"The passages of {settings.passages_path} are too short to make {wanted} questions of; lower "
+                    f"--n_{split}, or build the source with more --max_words."
+                )
+            examples[split] = found
     with new_folder(settings.data_dir, "--data_dir") as folder:
         for split, found in examples.items():
             write_lines(folder / f"{split}.source", [example.question for example in found])

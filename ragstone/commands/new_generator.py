@@ -67,7 +67,7 @@ class NewGenerator:
 def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
     """Make a small generator without pretraining, with a tokenizer learned from documents."""
     from ragstone.data.examples import read_examples
-    from ragstone.knowledge.documents import find_files, read_documents
+    from ragstone.knowledge.documents import find_files, megabytes, read_documents
     from ragstone.model.contexts import ContextFormat
     from ragstone.model.fresh import (
         GeneratorSize,
@@ -77,6 +77,7 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
     )
     from ragstone.model.fresh_causal import fresh_causal_generator
     from ragstone.output import new_folder, refuse_used_folder
+    from ragstone.progress import activity, progress_bar
     from ragstone.types import Passage
 
     refuse_used_folder(settings.dest, "--dest")
@@ -86,16 +87,17 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
             settings.encoder_name_or_path, *layers, dropout=settings.dropout, seed=settings.seed
         )
     else:
-        documents = read_documents(find_files(settings.csv_path))
+        files = find_files(settings.csv_path)
         examples = [] if settings.data_dir is None else read_examples(settings.data_dir, "train")
         # Documents as the generator will read them, so that what separates passage and question is tokens of its own.
         context = ContextFormat()
-        passages = (Passage(0, document.title, document.text) for document in documents)
-        texts = itertools.chain(
-            ("".join(context.text(passage, "")) for passage in passages),
-            (text for example in examples for text in (example.question, example.answer)),
-        )
-        tokenizer = train_generator_tokenizer(texts, settings.vocab_size)
+        with activity("Learning a tokenizer"), progress_bar("Reading (MB)", megabytes(files)) as bar:
+            passages = (Passage(0, document.title, document.text) for document in read_documents(files, bar))
+            texts = itertools.chain(
+                ("".join(context.text(passage, "")) for passage in passages),
+                (text for example in examples for text in (example.question, example.answer)),
+            )
+            tokenizer = train_generator_tokenizer(texts, settings.vocab_size)
         size = GeneratorSize(
             settings.d_model,
             settings.encoder_layers,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
+from ragstone.progress import activity
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -36,7 +37,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         show_progress=False,
         special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)],
     )
-    learner.train_from_iterator(texts, trainer)
+    with activity("Learning a tokenizer"):
+        learner.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=learner.get_vocab(), do_lower_case=True)
 
 

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from ragstone.encoders.hub import hub_options
 from ragstone.encoders.pooling import POOLINGS, Pooling
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
+from ragstone.progress import activity
 
 Side = Literal["question", "passage"]
 PROMPT_NAMES: dict[Side, tuple[str, ...]] = {
@@ -182,7 +184,8 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
         InputError: names the model and the reason.
     """
     try:
-        return factory.from_pretrained(name_or_path, **options)
+        with activity(f"Loading {name_or_path}"):
+            return factory.from_pretrained(name_or_path, **hub_options(name_or_path), **options)
     except Exception as error:  # a damaged tokenizer.json raises no more special class
         if not Path(name_or_path).exists():
             raise InputError(
@@ -216,7 +219,7 @@ def _read_json(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:
     path = Path(name_or_path) / file_name
     if not Path(name_or_path).is_dir():
         try:
-            path = Path(hf_hub_download(name_or_path, file_name, cache_dir=cache_dir))
+            path = Path(hf_hub_download(name_or_path, file_name, cache_dir=cache_dir, **hub_options(name_or_path)))
         except EntryNotFoundError:
             return {}
     if not path.is_file():

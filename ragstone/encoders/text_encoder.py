@@ -19,7 +19,7 @@ from torch import nn
 from ragstone.encoders.pooling import Pooling, pool
 from ragstone.encoders.precision import Precision, compute_dtype
 from ragstone.errors import InputError
-from ragstone.progress import ProgressBar
+from ragstone.progress import ProgressBar, activity
 from ragstone.types import FloatArray
 
 TokenLists = dict[str, list[list[int]]]
@@ -125,6 +125,7 @@ class TextEncoder(nn.Module):
             return self
         return TextEncoder(copy.deepcopy(self.model).to(dtype), self.tokenizer, self.settings, self.name)
 
+    @activity("Hashing the encoder")
     def fingerprint(self) -> str:
         """A hash of weights, vocabulary and settings: two encoders with the same one give the same vectors."""
         digest = hashlib.sha256(repr(dataclasses.asdict(self.settings)).encode())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ragstone.evaluation import metrics
 from ragstone.evaluation.bootstrap import bootstrap_interval, paired_difference
 from ragstone.evaluation.metrics import PerQuestion
+from ragstone.progress import track
 
 SIGNIFICANCE = 0.05
 
@@ -74,7 +75,7 @@ def measure_passages(texts: Iterable[Sequence[str]], golds: Sequence[Sequence[st
 def summarise(measures: Measures, seed: int = 0) -> dict[str, Score]:
     """The mean of each metric with its interval."""
     scores = {}
-    for name, values in measures.items():
+    for name, values in track(measures.items(), "Bootstrap intervals"):
         interval = bootstrap_interval(values, seed=seed)
         scores[name] = Score(name, 100 * float(values.mean()), 100 * interval.low, 100 * interval.high, len(values))
     return scores
@@ -83,9 +84,8 @@ def summarise(measures: Measures, seed: int = 0) -> dict[str, Score]:
 def compare(measures: Measures, others: Measures, seed: int = 0) -> dict[str, Comparison]:
     """The paired test of each metric that both have, on the same questions in the same order."""
     comparisons = {}
-    for name in measures:
-        if name not in others:
-            continue
+    shared = [name for name in measures if name in others]
+    for name in track(shared, "Paired tests"):
         result = paired_difference(measures[name], others[name], seed=seed)
         comparisons[name] = Comparison(
             name=name,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import InputError
-from ragstone.progress import progress_bar
+from ragstone.progress import activity, progress_bar
 from ragstone.types import FloatArray, IntArray
 
 EF_CONSTRUCTION = 200
@@ -110,14 +110,15 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
     _widen_search(index)
     try:
         if not index.is_trained:
-            with progress_bar("Training the index"):
+            with activity(f"Training the index {factory}"):
                 index.train(_sample(vectors, count, min(count, TRAINING_VECTORS)))
         _add(index, vectors, count)
     except RuntimeError as error:
         raise InputError(
             f"The index {factory} cannot be built over {count} vectors; use --index flat, or one with fewer centroids."
         ) from error
-    faiss.write_index(index, str(path))
+    with activity("Writing the index"):
+        faiss.write_index(index, str(path))
 
 
 def _add(index: Any, vectors: VectorStream, count: int) -> None:

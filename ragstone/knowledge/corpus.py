@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragstone.errors import InputError
-from ragstone.knowledge.documents import read_documents
+from ragstone.knowledge.documents import megabytes, read_documents
 from ragstone.knowledge.passages import split_document
-from ragstone.progress import track
+from ragstone.progress import progress_bar
 from ragstone.types import Passage
 
 
@@ -56,9 +56,10 @@ def read_corpus(files: Sequence[Path], max_words: int) -> Corpus:
         InputError: one cannot be used, or there is no text in any.
     """
     documents, digest = 0, _Digest()
-    for document in track(read_documents(files), "Reading"):
-        documents += 1
-        digest.update(split_document(document, max_words, 0))
+    with progress_bar("Reading (MB)", megabytes(files)) as bar:
+        for document in read_documents(files, bar):
+            documents += 1
+            digest.update(split_document(document, max_words, 0))
     if not digest.passages:
         raise InputError(f"There is no text in {', '.join(map(str, files))}; a knowledge source needs documents.")
     return Corpus(tuple(files), max_words, documents, digest.passages, digest.fingerprint())

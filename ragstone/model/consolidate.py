@@ -21,6 +21,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import merge_adapters
 from ragstone.model.rag import RagType
+from ragstone.progress import activity
 from ragstone.types import NO_PASSAGE
 
 
@@ -96,8 +97,7 @@ def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> s
     Raises:
         InputError: see join_parts.
     """
-    save_checkpoint(join_parts(parts), folder, model_type)
-    return _try_out(load_checkpoint(str(folder)))
+    return _write(join_parts(parts), folder, model_type)
 
 
 def merge_checkpoint(name_or_path: str, folder: Path) -> tuple[RagType, str]:
@@ -116,8 +116,16 @@ def merge_checkpoint(name_or_path: str, folder: Path) -> tuple[RagType, str]:
     checkpoint.adapter_base = None
     own = own_settings(checkpoint.config)
     checkpoint.config.ragstone = {name: value for name, value in own.items() if name != "adapter_base"}
-    save_checkpoint(checkpoint, folder, checkpoint.model_type)
-    return checkpoint.model_type, _try_out(load_checkpoint(str(folder)))
+    return checkpoint.model_type, _write(checkpoint, folder, checkpoint.model_type)
+
+
+def _write(checkpoint: Checkpoint, folder: Path, model_type: RagType) -> str:
+    """Write a checkpoint, load it back, and return what it writes."""
+    with activity("Writing the checkpoint"):
+        save_checkpoint(checkpoint, folder, model_type)
+    written = load_checkpoint(str(folder))
+    with activity("Trying the checkpoint out"):
+        return _try_out(written)
 
 
 def _partner(encoder: TextEncoder, parts: Parts) -> str | None:

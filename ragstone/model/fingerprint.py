@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from ragstone.progress import activity
+
 NOT_SETTINGS = ("transformers_version", "_from_model_config")
 """What a generation config holds besides settings."""
 
 
+@activity("Hashing the generator")
 def fingerprint(generator: Any, *settings: object) -> str:
     """Hash of a transformers generator's weights and generation config, and of the text of `settings`."""
     generation = generator.generation_config.to_diff_dict()

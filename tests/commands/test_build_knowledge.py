@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ import yaml
 from ragstone.__main__ import main
 from ragstone.encoders.load import load_encoder
 from ragstone.encoders.text_encoder import TextEncoder
+from ragstone.knowledge import build
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from tests.conftest import WORDS
 
@@ -102,13 +106,58 @@ def test_ivf_by_its_factory_string_and_several_documents(
     assert source.manifest.statistics["recall@5"] == 1
 
 
-def test_it_answers_a_question_at_the_end(
-    flags: list[str], checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
+def test_num_proc_is_the_threads_that_work(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen where the vectors are made and where the index is built; what they make is the same."""
+    seen: list[tuple[str, int, int]] = []
+
+    def watch(name: str) -> None:
+        original = getattr(build, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.append((name, torch.get_num_threads(), faiss.omp_get_max_threads()))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(build, name, watched)
+
+    watch("embed_groups")
+    watch("build_index")
+    for number in (1, 3):
+        extra = ["--num_proc", str(number), "--output_dir", str(tmp_path / f"by-{number}")]
+        assert main([*flags, "--index", "flat", "--precision", "fp32", *extra]) == 0
+    assert seen == [(name, number, number) for number in (1, 3) for name in ("embed_groups", "build_index")]
+    one, three = (KnowledgeSource(tmp_path / name) for name in ("by-1", "by-3"))
+    rows = np.arange(len(one))
+    assert one.store.passages(rows) == three.store.passages(rows)
+    np.testing.assert_allclose(one.store.vectors(rows), three.store.vectors(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_ivfpq(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A compressed index, whose recall is reported as it is: below that of exact search."""
+    texts = {" ".join(words) for words in itertools.product(WORDS[:10], WORDS[5:15], WORDS[10:20])}
+    documents = tmp_path / "many.tsv"
+    documents.write_text("".join(f"hill\t{text}\n" for text in sorted(texts)), encoding="utf-8")
+    assert main([*flags, "--index", "ivfpq", "--csv_path", str(documents), "--batch_size", "256"]) == 0
+    source = KnowledgeSource(tmp_path / "source")
+    assert source.manifest is not None
+    assert (source.manifest.index, len(source)) == ("IVF25,PQ2x8", 1000)
+    assert 0.1 < source.manifest.statistics["recall@20"] < 1
+    assert "index             IVF25,PQ2x8, inner product" in capsys.readouterr().out
+    # A file that holds vectors whole would be as large as the vectors.
+    assert (tmp_path / "source" / INDEX_NAME).stat().st_size < 1000 * 16 * 4
+
+
+def test_it_answers_a_question_at_the_end_as_ask_does(
+    flags: list[str], tmp_path: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*flags, "--question", "who founded the town ?", "--rag_model_name", str(checkpoint_folder)]) == 0
+    question = ["--question", "who founded the town ?"]
+    assert main([*flags, *question, "--rag_model_name", str(checkpoint_folder)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[-1].startswith("answer   ")
     assert out[0].startswith("knowledge source")
+    where = ["--model_name_or_path", str(checkpoint_folder), "--passages_path", str(tmp_path / "source")]
+    assert main(["ask", *where, *question, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["answer"]
+    assert answer
+    assert out[-1] == f"answer            {answer}"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ragstone.__main__ import main
+from tests.commands.conftest import refused
 
 
 @pytest.mark.slow
@@ -60,7 +61,17 @@ def test_a_used_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_too_few_entities_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--output_dir", str(tmp_path / "demo"), "--entities", "100"]) == 2
-    assert "--entities is 100" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--entities=100", "--entities is 100, but must be at least 520"),
+        ("--max_steps=1", "--max_steps is 1, but must be at least 2"),
+        ("--seed=-1", "--seed is -1, but must be from 0 to below 4294967296"),
+        ("--seed=4294967296", "--seed is 4294967296, but must be"),
+    ],
+)
+def test_impossible_numbers_are_refused(
+    flag: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, ["demo", "--output_dir", str(tmp_path / "demo"), flag])
     assert not (tmp_path / "demo").exists()

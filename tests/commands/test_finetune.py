@@ -13,12 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from ragstone.__main__ import main
+from ragstone.index.vector_index import build_index
+from ragstone.knowledge.source import KnowledgeSource
 from tests.commands.conftest import refused
 from tests.conftest import keep_as_downloaded
 
@@ -209,6 +212,40 @@ def test_flags_change_the_loss(base: dict[str, Any], changes: dict[str, Any], tm
     plain = first_loss(base, tmp_path / "plain")
     assert first_loss(base, tmp_path / "same", gradient_checkpointing=True) == plain
     assert abs(first_loss(base, tmp_path / "other", **changes) - plain) > 1e-4
+
+
+def test_an_index_file_that_is_elsewhere(base: dict[str, Any], tmp_path: Path) -> None:
+    """The right one gives the run of the source's own and is recorded; one that finds others gives another run."""
+    vectors = KnowledgeSource(Path(base["passages_path"])).store.vectors(np.arange(6))
+    build_index(lambda: iter([vectors]), 6, 16, "HNSW16,Flat", tmp_path / "right.faiss")
+    build_index(lambda: iter([vectors[::-1]]), 6, 16, "Flat", tmp_path / "others.faiss")
+    own = first_loss(base, tmp_path / "own", n_docs=2)
+    right = first_loss(base, tmp_path / "right", n_docs=2, index_path=tmp_path / "right.faiss")
+    assert right == pytest.approx(own)
+    assert config(tmp_path / "right" / "best")["index_path"] == str(tmp_path / "right.faiss")
+    others = first_loss(base, tmp_path / "others", n_docs=2, index_path=tmp_path / "others.faiss")
+    assert abs(others - own) > 1e-4
+
+
+THREADS = """
+import os, sys
+from ragstone.__main__ import main
+assert main(sys.argv[1:]) == 0
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.slow
+def test_num_workers_is_the_threads_that_tokenise(closed_book: dict[str, Any], tmp_path: Path) -> None:
+    """Three threads more are alive at the end."""
+    threads = []
+    for number in (1, 4):
+        flags = {**closed_book, "num_workers": number, "n_train": 5, "output_dir": tmp_path / str(number)}
+        environment = {name: value for name, value in os.environ.items() if name != "RAYON_NUM_THREADS"}
+        command = [sys.executable, "-c", THREADS, *words(flags)]
+        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        threads.append(int(out.splitlines()[-1]))
+    assert threads[1] - threads[0] == 3
 
 
 def test_label_smoothing_changes_what_is_learnt_and_not_what_is_shown(base: dict[str, Any], tmp_path: Path) -> None:

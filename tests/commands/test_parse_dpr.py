@@ -72,6 +72,30 @@ def test_questions_and_titles(folder: Folder, capsys: pytest.CaptureFixture[str]
     assert err == "", "a progress bar where there is no terminal"
 
 
+def layout_of_dpr(number: int) -> dict[str, Any]:
+    """An entry with all the keys of DPR's biencoder files, in their order."""
+
+    def context(name: str, score: float) -> dict[str, Any]:
+        text = f'{name} "{name}" is one of the towns of the county.'
+        return {"title": name, "text": text, "score": score, "title_score": 0, "passage_id": str(10_000 + number)}
+
+    return {
+        "dataset": "nq_dev_psgs_w100",
+        "question": f"where is town number {number}",
+        "answers": [f"Town {number}", "the county"],
+        "positive_ctxs": [{**context(f"Town {number}", 1000), "title_score": 1}, context("Old County", 13.394315)],
+        "negative_ctxs": [context(f"Bridge {i}", 0) for i in range(50)],
+        "hard_negative_ctxs": [context(f"River {i}", 17.5 - i / 8) for i in range(30)],
+    }
+
+
+def test_the_layout_of_dprs_own_files(folder: Folder) -> None:
+    folder.write([layout_of_dpr(number) for number in range(3)])
+    assert folder.run() == 0
+    assert folder.questions.read_text(encoding="utf-8") == "".join(f"where is town number {i}\n" for i in range(3))
+    assert folder.titles.read_text(encoding="utf-8") == "".join(f"Town {i}\tOld County\n" for i in range(3))
+
+
 def test_gzipped(folder: Folder) -> None:
     folder.source.write_bytes(gzip.compress(folder.source.read_bytes()))
     assert folder.run() == 0

@@ -115,9 +115,15 @@ def test_several_files_plain_and_gzipped(train_file: Path, tmp_path: Path) -> No
     assert metrics["train_questions"] + metrics["held_out_questions"] == 40
 
 
-@pytest.mark.parametrize("kind", ["dpr", "fresh", "shared sentence-transformers"])
+@pytest.mark.parametrize("kind", ["dpr", "fresh", "plain bert", "shared sentence-transformers"])
 def test_starts_from_encoders(
-    kind: str, train_file: Path, models_folder: Path, retrievers: Path, minilm_folder: str, tmp_path: Path
+    kind: str,
+    train_file: Path,
+    models_folder: Path,
+    plain_bert_folder: Path,
+    retrievers: Path,
+    minilm_folder: str,
+    tmp_path: Path,
 ) -> None:
     """Of every kind, its own output included; the encoders open again and have learnt something."""
     from ragstone.encoders.load import load_encoder
@@ -130,6 +136,7 @@ def test_starts_from_encoders(
     flags = {
         "dpr": pair_flags(models_folder),
         "fresh": pair_flags(retrievers / "one"),
+        "plain bert": [f"--encoder_name_or_path={plain_bert_folder}"],
         "shared sentence-transformers": [f"--encoder_name_or_path={minilm_folder}", "--shared", "--max_steps=1"],
     }[kind]
     train(train_file, tmp_path / "out", *flags, "--learning_rate=1e-3", "--micro_batch_size=4", "--max_length=20")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragstone.errors import InputError
-from ragstone.knowledge.documents import Document, find_files, read_documents
+from ragstone.knowledge.documents import Document, find_files, megabytes, read_documents
 
 
 def read(tmp_path: Path, name: str, content: str | bytes) -> list[tuple[str, str]]:
@@ -134,3 +134,15 @@ def test_documents_are_streamed(tmp_path: Path) -> None:
     assert next(documents) == Document("", "good")
     with pytest.raises(InputError, match="line 2"):
         next(documents)
+
+
+def test_how_much_there_is_to_read(tmp_path: Path) -> None:
+    """A file's bytes; of parquet, which is compressed, those of the text."""
+    (tmp_path / "a.tsv").write_bytes(b"title\ttext\n")
+    texts = [f"{number} {'the old river ' * 100}" for number in range(1000)]
+    table = pa.table({"text": texts, "other": texts})
+    pq.write_table(table, tmp_path / "b.parquet", use_dictionary=False)
+    (tmp_path / "c.parquet").write_bytes(b"damaged")
+    assert megabytes([tmp_path / "a.tsv"]) == 11e-6
+    assert megabytes([tmp_path / "b.parquet"]) == pytest.approx(sum(map(len, texts)) / 1e6, rel=0.02)
+    assert megabytes([tmp_path / name for name in ("a.tsv", "c.parquet", "missing.tsv")]) == 11e-6

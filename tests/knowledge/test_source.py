@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, RagConfig, RagRetriever
 from ragstone.errors import InputError
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
+from ragstone.knowledge.store import PassageWriter
 from ragstone.retrieval.local import LocalRetriever
 
 QUERIES = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
@@ -63,6 +64,17 @@ def test_transformers_finds_the_same_in_our_source(
     source_folder: Path, question_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     assert_equal_results(source_folder, question_tokenizer, QUERIES, 3)
+
+
+@pytest.mark.parametrize("factory", ["HNSW16,Flat", "IVF4,Flat"])
+def test_transformers_finds_the_same_with_an_index_that_is_not_flat(
+    factory: str, tmp_path: Path, question_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    vectors = np.random.default_rng(1).standard_normal((200, 16)).astype(np.float32)
+    with PassageWriter(tmp_path / PASSAGES_NAME, 16) as writer:
+        writer.write([f"title {i}" for i in range(200)], [f"text {i}" for i in range(200)], vectors)
+    build_index(lambda: iter([vectors]), 200, 16, factory, tmp_path / INDEX_NAME)
+    assert_equal_results(tmp_path, question_tokenizer, QUERIES, 5)
 
 
 def test_a_source_of_the_reference_opens(tmp_path: Path, question_tokenizer: PreTrainedTokenizerFast) -> None:
