@@ -15,6 +15,10 @@ import torch.distributed as dist
 
 Bytes = npt.NDArray[np.uint8]
 
+LENGTH_BYTES = 8
+FIRST_ROOM = 4096
+"""Bytes of content for which a message has room before anything is known of it, and of which rooms are multiples."""
+
 
 def gather_bytes(message: bytes, group: Any) -> list[bytes]:
     """Give every process all processes' messages, by rank. All call it."""
@@ -30,28 +34,58 @@ def gather_bytes(message: bytes, group: Any) -> list[bytes]:
     return [found[: int(length)].numpy().tobytes() for found, length in zip(received, lengths, strict=True)]
 
 
-def send_bytes(message: Bytes, to: int, group: Any) -> Callable[[], None]:
-    """Begin to send a message to one process, which calls `receive_bytes`.
+class Post:
+    """Sends messages to each other process of a group, and receives theirs.
 
-    Returns:
-        What waits until it is sent. The message must not change before.
+    A message goes out in one piece, whose length both sides know from the message before; what is longer comes in a
+    second one. Batches are alike, so that there seldom is one, and nobody waits for a length before the content.
     """
-    length, content = torch.tensor([len(message)]), torch.from_numpy(message)
-    sent = [dist.isend(part, group_dst=to, group=group) for part in (length, content) if len(part)]
 
-    def wait() -> None:
-        for work in sent:
-            if work is not None:
-                work.wait()
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._sent: dict[int, int] = {}
+        self._received: dict[int, int] = {}
+        """Rank to the bytes of content that the next first piece has room for."""
 
-    return wait
+    def send(self, message: Bytes, to: int) -> Callable[[], None]:
+        """Begin to send a message to the process of rank `to`, which calls `receive`.
+
+        Returns:
+            What waits until it is sent. The message must not change before.
+        """
+        room = self._sent.get(to, FIRST_ROOM)
+        piece = np.empty(LENGTH_BYTES + room, dtype=np.uint8)
+        piece[:LENGTH_BYTES] = np.array([len(message)], dtype=np.int64).view(np.uint8)
+        fitting = min(room, len(message))
+        piece[LENGTH_BYTES : LENGTH_BYTES + fitting] = message[:fitting]
+        pieces = [piece, message[room:]] if len(message) > room else [piece]
+        self._sent[to] = _room(len(message))
+        sent = [dist.isend(torch.from_numpy(part), group_dst=to, group=self._group) for part in pieces]
+
+        def wait() -> None:
+            for work in sent:
+                if work is not None:
+                    work.wait()
+
+        return wait
+
+    def receive(self, source: int) -> Bytes:
+        """Receive what the process of rank `source` sends."""
+        room = self._received.get(source, FIRST_ROOM)
+        piece = torch.empty(LENGTH_BYTES + room, dtype=torch.uint8)
+        dist.recv(piece, group_src=source, group=self._group)
+        first = piece.numpy()
+        length = int(first[:LENGTH_BYTES].view(np.int64)[0])
+        self._received[source] = _room(length)
+        content = first[LENGTH_BYTES:]
+        if length <= room:
+            return content[:length]
+        message = np.empty(length, dtype=np.uint8)
+        message[:room] = content
+        dist.recv(torch.from_numpy(message[room:]), group_src=source, group=self._group)
+        return message
 
 
-def receive_bytes(source: int, group: Any) -> Bytes:
-    """Receive what one process sends with `send_bytes`."""
-    length = torch.zeros(1, dtype=torch.int64)
-    dist.recv(length, group_src=source, group=group)
-    message = torch.empty(int(length), dtype=torch.uint8)
-    if len(message):
-        dist.recv(message, group_src=source, group=group)
-    return message.numpy()
+def _room(length: int) -> int:
+    """Room for a message like one of `length` bytes: an eighth more, so that most of those to come fit in."""
+    return max(FIRST_ROOM, -(-(length + length // 8) // FIRST_ROOM) * FIRST_ROOM)

@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ragstone.errors import InputError, LostError
 from ragstone.processes.environment import Place, place
-from ragstone.processes.exchange import Bytes, gather_bytes, receive_bytes, send_bytes
+from ragstone.processes.exchange import Bytes, Post, gather_bytes
 from ragstone.processes.processes import OneProcess, Processes
 from ragstone.processes.watch import Watch
 
@@ -34,6 +34,7 @@ class ProcessGroup:
         self.place = where
         self.timeout = timeout
         self._group = group
+        self._post = Post(group)
         self._watch = watch
 
     def share(self, value: Any) -> Any:
@@ -59,14 +60,14 @@ class ProcessGroup:
         return outcome["result"]
 
     def send(self, message: Bytes, to: int) -> Callable[[], None]:
-        """Begin to send bytes to the process of a rank, which must `receive` them; see exchange.send_bytes."""
+        """Begin to send bytes to the process of a rank, which must `receive` them; see exchange.Post."""
         self._watch.advance()
-        return send_bytes(message, to, self._group)
+        return self._post.send(message, to)
 
     def receive(self, source: int) -> Bytes:
         """Receive the bytes that the process of a rank sends."""
         self._watch.advance()
-        return receive_bytes(source, self._group)
+        return self._post.receive(source)
 
     def explain(self, error: RuntimeError) -> NoReturn:
         """Raise what an error in a message means: which process is missing.
