@@ -1,32 +1,38 @@
 """One checkpoint over one knowledge source, in transformers' Rag classes and in Ragstone: the two sides of compare.
 
 Both get the same questions and answers, in the spelling that the question tokenizer gives back: RagRetriever hands the
-generator no other. Dropout is off on both, so that losses can be compared.
+generator no other. Dropout is off on both, so that losses can be compared. A side loads its model when it needs it.
 
 Shapes: B questions, N passages per question, T target tokens, D dimensions.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import csv
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
-from transformers.models.dpr.modeling_dpr import DPRQuestionEncoderOutput
 
+from benchmarks.reference_answer import repair
+from benchmarks.timeline import Timeline, watched, watched_encoder
+from ragstone.commands.eval import EvalSettings, eval
+from ragstone.encoders.load import load_encoder
 from ragstone.encoders.precision import Precision, autocast, best_device
 from ragstone.encoders.text_encoder import TextEncoder
-from ragstone.knowledge.source import KnowledgeSource
-from ragstone.model.checkpoint import load_checkpoint, own_settings
+from ragstone.evaluation.metrics import exact_matches, f1s
+from ragstone.knowledge.build import BuildPlan, build_knowledge_source
+from ragstone.knowledge.source import PASSAGES_NAME
+from ragstone.knowledge.store import PassageStore
 from ragstone.model.context_ids import context_ids
 from ragstone.model.decoding import Decoding
-from ragstone.model.open import ModelRequest, locate_source, open_model
+from ragstone.model.open import ModelRequest, open_model
 from ragstone.model.rag import RagModel, RagType
 from ragstone.training.optimizer import OptimizerSettings, make_optimizer
 
@@ -35,6 +41,12 @@ MAX_LENGTH = 16
 """Of answers, in tokens."""
 LEARNING_RATE = 1e-5
 TARGET_LENGTH = 25
+REFERENCE_BATCH = 8
+"""Questions that the reference's evaluation answers at once: its default, and it goes through them one by one."""
+BATCH = 32
+REFERENCE_EMBEDS = 16
+"""Passages that the reference's script embeds at once."""
+REFERENCE_LINKS = 128
 
 
 @dataclass(frozen=True)
@@ -44,138 +56,190 @@ class Setup:
     checkpoint: str
     passages_path: str
     index_path: str
-    model_type: RagType
-    precision: Precision
+    passage_encoder: str
+    model_type: RagType = "rag_sequence"
     n_docs: int = 5
+    target_length: int = TARGET_LENGTH
 
 
 class Side(Protocol):
-    """What is timed."""
+    """What is timed. `precision` may change between calls."""
+
+    precision: Precision
+    timeline: Timeline
 
     def step(self, questions: Sequence[str], answers: Sequence[str]) -> float:
         """A training step with its optimiser; the loss per question."""
 
-    def answers(self, questions: Sequence[str]) -> list[str]:
-        """The best answer to each question, found by beam search."""
+    def answers(self, questions: Sequence[str], length: int | None = None) -> list[str]:
+        """The best answer to each question, found by beam search; of exactly so many tokens where `length` is given."""
 
     def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
         """From question vectors [B, D] to the tokens of all contexts; their passages' ids [B, N]."""
 
-    def embed(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Vectors [n, D] of passages."""
+    def build(self, documents: Path) -> np.ndarray:
+        """From text to a knowledge source on the disk; its vectors [n, D]."""
+
+    def evaluate(self, questions: Path, answers: Path) -> list[str]:
+        """Open the model, answer the questions of a file, write the answers and score them; the answers."""
 
 
 class Ragstone:
     """This toolkit's side."""
 
     def __init__(self, setup: Setup) -> None:
+        self.precision: Precision = "fp32"
+        self.timeline = Timeline()
+        self._setup = setup
+
+    @cached_property
+    def model(self) -> RagModel:
+        setup = self._setup
         request = ModelRequest(
             setup.checkpoint,
             model_type=setup.model_type,
             passages_path=setup.passages_path,
             index_path=setup.index_path,
             n_docs=setup.n_docs,
-            max_target_length=TARGET_LENGTH,
+            max_target_length=setup.target_length,
         )
         model = open_model(request)
         assert isinstance(model, RagModel)
-        self._model = model
-        self._precision: Precision = setup.precision
-        self._optimizer: torch.optim.Optimizer | None = None
+        return model
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, OptimizerSettings(LEARNING_RATE))
+
+    @cached_property
+    def passage_encoder(self) -> TextEncoder:
+        return load_encoder(self._setup.passage_encoder, "passage").to(best_device())
 
     def step(self, questions: Sequence[str], answers: Sequence[str]) -> float:
-        self._optimizer = self._optimizer or make_optimizer(self._model, OptimizerSettings(LEARNING_RATE))
         with self._autocast():
-            result = self._model(questions, answers)
+            result = self.model(questions, answers)
         loss = result.loss / len(questions)
+        self.timeline.mark("vocabulary")
         loss.backward()
+        self.timeline.mark("encoder")
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self.timeline.mark("optimiser")
         return loss.item()
 
-    def answers(self, questions: Sequence[str]) -> list[str]:
-        decoding = Decoding(num_beams=BEAMS, max_length=MAX_LENGTH)
+    def answers(self, questions: Sequence[str], length: int | None = None) -> list[str]:
+        decoding = Decoding(num_beams=BEAMS, min_length=length or 1, max_length=length or MAX_LENGTH)
         with self._autocast():
-            return [found[0].text for found in self._model.generate(questions, decoding)]
+            found = [answers[0].text for answers in self.model.generate(questions, decoding)]
+        self.timeline.mark("search and bookkeeping")
+        return found
 
     def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
-        model: Any = self._model
+        model: Any = self.model
         found = model.finder.retriever.retrieve(vectors, model.n_docs)
+        self.timeline.mark("retrieval")
         format_ = model.options.context
         context_ids(model.generator.tokenizer, format_.texts(found.passages, questions), format_.max_length)
+        self.timeline.mark("tokenising")
         return torch.from_numpy(found.ids)
 
-    def context_lengths(self, questions: Sequence[str]) -> tuple[list[int], int]:
-        """Tokens of each context of `questions`, and how many are read at most."""
-        model: Any = self._model
-        format_ = model.options.context
-        texts = format_.texts([[found.passage for found in row] for row in model.retrieve(questions)], questions)
-        return [
-            len(ids) for ids in context_ids(model.generator.tokenizer, texts, format_.max_length)
-        ], format_.max_length
+    def build(self, documents: Path) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            plan = BuildPlan(precision=self.precision)
+            build_knowledge_source([documents], self.passage_encoder, Path(folder), plan)
+            self.timeline.mark("writing and indexing")
+            store = PassageStore(Path(folder) / PASSAGES_NAME)
+            return store.vectors(np.arange(len(store)))
 
-    def embed(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        encoder = self._model.question_encoder
-        with torch.no_grad():
-            return encoder.embed_tokens(encoder.token_lists(texts, titles), precision=self._precision)
+    def evaluate(self, questions: Path, answers: Path) -> list[str]:
+        setup = self._setup
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "predictions.txt"
+            eval(
+                EvalSettings(
+                    evaluation_set=questions,
+                    gold_data_path=answers,
+                    gold_data_mode="ans",
+                    model_name_or_path=setup.checkpoint,
+                    model_type=setup.model_type,
+                    passages_path=setup.passages_path,
+                    index_path=setup.index_path,
+                    n_docs=setup.n_docs,
+                    eval_batch_size=BATCH,
+                    num_beams=BEAMS,
+                    max_length=MAX_LENGTH,
+                    precision=self.precision,
+                    predictions_path=path,
+                )
+            )
+            return path.read_text(encoding="utf-8").splitlines()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Mark the parts of what is loaded already on `timeline` within the with-block."""
+        with ExitStack() as stack:
+            # cached_property keeps what it made among the attributes.
+            if "model" in vars(self):
+                stack.enter_context(watched(self.model, self.timeline))
+            if "passage_encoder" in vars(self):
+                stack.enter_context(watched_encoder(self.passage_encoder.model, self.timeline))
+            yield
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return autocast(best_device(), self._precision)
-
-
-class Pooled(nn.Module):
-    """A question encoder as RagModel of transformers calls one: the vector is the first thing that it returns."""
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> DPRQuestionEncoderOutput:
-        if attention_mask is None:
-            # RagSequenceForGeneration.generate gives none when it scores its candidates.
-            attention_mask = (input_ids != self.encoder.tokenizer.pad_token_id).long()
-        return DPRQuestionEncoderOutput(self.encoder(input_ids=input_ids, attention_mask=attention_mask))
+        return autocast(best_device(), self.precision)
 
 
 class Reference:
     """transformers' side, with RagRetriever."""
 
     def __init__(self, setup: Setup) -> None:
-        from transformers import RagRetriever, RagSequenceForGeneration, RagTokenForGeneration
+        self.precision: Precision = "fp32"
+        self.timeline = Timeline()
+        self._setup = setup
 
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import RagSequenceForGeneration, RagTokenForGeneration
+
+        setup = self._setup
         kind = RagSequenceForGeneration if setup.model_type == "rag_sequence" else RagTokenForGeneration
-        self.retriever = RagRetriever.from_pretrained(
+        model = kind.from_pretrained(setup.checkpoint, retriever=self._retriever, n_docs=setup.n_docs).eval()
+        repair(model, self._question_tokenizer)
+        return model.to(best_device())
+
+    @cached_property
+    def _retriever(self) -> Any:
+        from transformers import RagRetriever
+
+        setup = self._setup
+        return RagRetriever.from_pretrained(
             setup.checkpoint,
             index_name="custom",
             passages_path=setup.passages_path,
             index_path=setup.index_path,
             n_docs=setup.n_docs,
         )
-        model = kind.from_pretrained(setup.checkpoint, retriever=self.retriever, n_docs=setup.n_docs).eval()
-        encoder = load_checkpoint(setup.checkpoint).question_encoder
-        encoder.model = model.rag.question_encoder
-        model.rag.question_encoder = Pooled(encoder.eval())
-        # The end token and its like, which transformers does not keep in a RAG checkpoint.
-        model.rag.generator.generation_config.update(**own_settings(model.config).get("generation", {}))
-        _mask_padding(model.rag.generator)
-        self.model = model.to(best_device())
-        self._encoder = encoder
-        self._tokenizer = self.retriever.generator_tokenizer
-        self._precision: Precision = setup.precision
-        self._n_docs = setup.n_docs
-        self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def _question_tokenizer(self) -> Any:
+        return self._retriever.question_encoder_tokenizer
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE)
+
+    @cached_property
+    def passage_encoder(self) -> TextEncoder:
+        return load_encoder(self._setup.passage_encoder, "passage").to(best_device())
 
     def spelled(self, questions: Sequence[str]) -> list[str]:
         """The questions as RagRetriever hands them to the generator."""
-        tokenizer = self._encoder.tokenizer
+        tokenizer = self._question_tokenizer
         return tokenizer.batch_decode(tokenizer(list(questions))["input_ids"], skip_special_tokens=True)
 
     def step(self, questions: Sequence[str], answers: Sequence[str]) -> float:
-        self._optimizer = self._optimizer or torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
-        with autocast(best_device(), self._precision):
-            loss = self.model(**self._inputs(questions), labels=self._labels(answers), reduce_loss=True).loss
+        with autocast(best_device(), self.precision):
+            loss = self._model(**self._inputs(questions), labels=self._labels(answers), reduce_loss=True).loss
         loss = loss / len(questions)
         loss.backward()
         self._optimizer.step()
@@ -183,74 +247,90 @@ class Reference:
         return loss.item()
 
     @torch.no_grad()
-    def answers(self, questions: Sequence[str]) -> list[str]:
-        start = self.model.config.generator.bos_token_id
-        with autocast(best_device(), self._precision):
-            found = self.model.generate(
+    def answers(self, questions: Sequence[str], length: int | None = None) -> list[str]:
+        start = self._model.config.generator.bos_token_id
+        with autocast(best_device(), self.precision):
+            found = self._model.generate(
                 **self._inputs(questions),
                 num_beams=BEAMS,
-                min_length=1,
-                max_length=MAX_LENGTH,
+                min_length=length or 1,
+                max_length=length or MAX_LENGTH,
                 bad_words_ids=None if start is None else [[start, start]],
             )
-        return [text.strip() for text in self._tokenizer.batch_decode(found, skip_special_tokens=True)]
+        tokenizer = self._retriever.generator_tokenizer
+        return [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
 
     def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
-        ids = self._encoder.tokenizer(list(questions), padding=True, return_tensors="pt")["input_ids"]
-        return self.retriever(ids, vectors, n_docs=self._n_docs, return_tensors="pt")["doc_ids"]
+        ids = self._question_tokenizer(list(questions), padding=True, return_tensors="pt")["input_ids"]
+        return self._retriever(ids, vectors, n_docs=self._setup.n_docs, return_tensors="pt")["doc_ids"]
 
-    @torch.no_grad()
-    def embed(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """As the reference's script: 16 passages at a time in their order, padded to the longest."""
-        encoder, found = self._encoder, []
-        for start in range(0, len(texts), 16):
-            rows = slice(start, start + 16)
-            tokens = encoder.token_lists(texts[rows], titles[rows])
-            batch = encoder.tokenizer.pad(tokens, return_tensors="pt")
-            with autocast(best_device(), self._precision):
-                found.append(encoder(**batch.to(best_device())).float().cpu().numpy())
-        return np.concatenate(found)
+    def build(self, documents: Path) -> np.ndarray:
+        """As the reference's script: datasets' map embeds 16 passages at a time, padded to the longest."""
+        import datasets
+        import faiss
+
+        datasets.disable_progress_bars()
+        encoder = self.passage_encoder
+        with documents.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t"))
+        columns = {"title": [row[0] for row in rows], "text": [row[1] for row in rows]}
+        source = datasets.Dataset.from_dict(columns)
+        options = {"batched": True, "load_from_cache_file": False}
+        source = source.map(_split, **options)
+        source = source.map(partial(_embed, encoder, self.precision), batch_size=REFERENCE_EMBEDS, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_to_disk(str(Path(folder) / PASSAGES_NAME))
+            index = faiss.IndexHNSWFlat(encoder.dimension, REFERENCE_LINKS, faiss.METRIC_INNER_PRODUCT)
+            source.add_faiss_index("embeddings", custom_index=index)
+            source.get_index("embeddings").save(str(Path(folder) / "index.faiss"))
+            source.drop_index("embeddings")
+        return np.asarray(source["embeddings"][:], dtype=np.float32)
+
+    def evaluate(self, questions: Path, answers: Path) -> list[str]:
+        asked = questions.read_text(encoding="utf-8").splitlines()
+        found = [
+            text for i in range(0, len(asked), REFERENCE_BATCH) for text in self.answers(asked[i : i + REFERENCE_BATCH])
+        ]
+        golds = [[line] for line in answers.read_text(encoding="utf-8").splitlines()]
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "predictions.txt").write_text("\n".join(found), encoding="utf-8")
+            exact_matches(found, golds)
+            f1s(found, golds)
+        return found
 
     def _inputs(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
-        batch = self._encoder.tokenizer(list(questions), padding=True, return_tensors="pt").to(best_device())
+        batch = self._question_tokenizer(list(questions), padding=True, return_tensors="pt").to(best_device())
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def _labels(self, answers: Sequence[str]) -> torch.Tensor:
         """Targets behind the start token, which these classes expect in front, padded to the longest."""
-        config = self.model.config.generator
-        self._tokenizer.padding_side = "right"
-        batch = self._tokenizer(
-            text_target=list(answers), truncation=True, max_length=TARGET_LENGTH, padding=True, return_tensors="pt"
+        config, tokenizer = self._model.config.generator, self._retriever.generator_tokenizer
+        tokenizer.padding_side = "right"
+        length = self._setup.target_length
+        batch = tokenizer(
+            text_target=list(answers), truncation=True, max_length=length, padding=True, return_tensors="pt"
         )
         labels = batch["input_ids"]
         start = torch.full((len(labels), 1), config.decoder_start_token_id)
         return torch.cat([start, labels], dim=1).to(best_device())
 
 
-def _mask_padding(generator: Any) -> None:
-    """Repair what RagSequenceForGeneration.generate gets of padding.
+def _split(documents: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Passages of 100 words."""
+    titles, texts = [], []
+    for title, text in zip(documents["title"], documents["text"], strict=True):
+        words = text.split(" ")
+        for start in range(0, len(words), 100):
+            titles.append(title)
+            texts.append(" ".join(words[start : start + 100]).strip())
+    return {"title": titles, "text": texts}
 
-    It lets the generator read the padding of a context as text. And beam search pads answers with the end token where
-    the padding token's number is 0, which then counts as text in their scores.
-    """
-    search, padding = generator.generate, generator.config.pad_token_id
-    end = generator.generation_config.eos_token_id
 
-    def masked(ids: torch.Tensor, **options: Any) -> Any:
-        found = search(ids, **{**options, "attention_mask": (ids != padding).long()})
-        behind = (found[:, 1:] == end).cumsum(dim=1) - (found[:, 1:] == end).long() > 0
-        found[:, 1:][behind] = padding
-        return found
-
-    generator.generate = masked
+@torch.no_grad()
+def _embed(encoder: TextEncoder, precision: Precision, passages: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    batch = encoder.tokenizer.pad(encoder.token_lists(passages["text"], passages["title"]), return_tensors="pt")
+    with autocast(best_device(), precision):
+        return {"embeddings": encoder(**batch.to(best_device())).float().cpu().numpy()}
 
 
 SIDES: dict[str, Callable[[Setup], Side]] = {"reference": Reference, "ragstone": Ragstone}
-
-
-def source_of(checkpoint: Path, passages_path: Path | None) -> tuple[str, str]:
-    """Passages and index of a knowledge source: the one that the checkpoint records where none is given."""
-    recorded = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("passages_path")
-    location = locate_source(recorded if passages_path is None else str(passages_path), None, None)
-    source = KnowledgeSource(Path(location.passages_path)).info()
-    return source.passages_path, source.index_path

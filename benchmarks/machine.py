@@ -5,8 +5,14 @@ from __future__ import annotations
 import dataclasses
 import platform
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+CPU_SIDES = (1024, 2048, 3072)
+GPU_SIDES = (2048, 4096, 8192)
+"""Rows of the square matrices that are multiplied to see how fast a machine can be."""
 
 
 def commit() -> str:
@@ -33,3 +39,34 @@ def processor() -> str:
     """The CPU's name."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def multiply_rate(dtype: Any, device: Any, sides: Sequence[int] | None = None) -> float:
+    """Floating-point operations a second of matrix products on all threads, the best of several large sizes.
+
+    Args:
+        dtype: of torch.
+        device: of torch.
+        sides: rows of the square matrices.
+    """
+    import torch
+
+    best = 0.0
+    for side in sides or (CPU_SIDES if device.type == "cpu" else GPU_SIDES):
+        left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+        out = left @ right
+        for _ in range(3):
+            _wait(device)
+            began = time.perf_counter()
+            torch.mm(left, right, out=out)
+            _wait(device)
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def _wait(device: Any) -> None:
+    """Until a GPU has done what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()

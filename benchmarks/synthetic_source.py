@@ -30,6 +30,8 @@ CLUSTERS = 1000
 SEED = 0
 QUESTIONS = 512
 NEAREST = 5
+REFERENCE_LINKS = 128
+"""Links of an HNSW node in the reference's index."""
 WORDS = 20_000
 ROWS_AT_ONCE = 1000
 SYLLABLES = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
@@ -48,6 +50,8 @@ class SyntheticSource:
 
     folder: Path
     size: int
+    dimension: int = DIMENSION
+    """D of its vectors. Sources of different dimensions need different folders."""
 
     @property
     def passages_path(self) -> Path:
@@ -64,10 +68,10 @@ class SyntheticSource:
         self.folder.mkdir(parents=True, exist_ok=True)
         with new_folder(self.passages_path.parent, "--folder") as folder:
             with (
-                PassageWriter(folder / PASSAGES_NAME, DIMENSION) as writer,
+                PassageWriter(folder / PASSAGES_NAME, self.dimension) as writer,
                 progress_bar(f"Writing {self.size:,} passages", self.size) as bar,
             ):
-                for titles, texts, vectors in _passages(self.size):
+                for titles, texts, vectors in _passages(self.size, self.dimension):
                     writer.write(titles, texts, vectors)
                     bar.advance(len(vectors))
             store = PassageStore(folder / PASSAGES_NAME)
@@ -83,13 +87,29 @@ class SyntheticSource:
         if path.is_file():
             return
         new = path.with_suffix(".new")
-        factory = factory_string(index, DIMENSION, self.size, m)
-        build_index(PassageStore(self.passages_path).vector_chunks, self.size, DIMENSION, factory, new)
+        factory = factory_string(index, self.dimension, self.size, m)
+        build_index(PassageStore(self.passages_path).vector_chunks, self.size, self.dimension, factory, new)
         new.replace(path)
+
+    def write_reference_index(self) -> Path:
+        """Build the index that the reference's script builds over the passages, and return its path."""
+        import faiss
+
+        path = self.passages_path.parent / "reference.faiss"
+        if not path.is_file():
+            index = faiss.IndexHNSWFlat(self.dimension, REFERENCE_LINKS, faiss.METRIC_INNER_PRODUCT)
+            with progress_bar("Indexing", self.size) as bar:
+                for chunk in PassageStore(self.passages_path).vector_chunks():
+                    index.add(np.ascontiguousarray(chunk))
+                    bar.advance(len(chunk))
+            new = path.with_suffix(".new")
+            faiss.write_index(index, str(new))
+            new.replace(path)
+        return path
 
     def bytes_needed(self, index: str, m: int) -> int:
         """Of disk, at most, for what is not there yet."""
-        vectors = 4 * DIMENSION * self.size
+        vectors = 4 * self.dimension * self.size
         passages = 0 if self.passages_path.is_dir() else vectors + 1000 * self.size
         compressed = vectors // 16 if index == "ivfpq" else vectors + 10 * m * self.size
         return passages + (0 if self.index_path(index, m).is_file() else compressed)
@@ -117,10 +137,17 @@ def estimated_seconds(index: str, size: int, m: int) -> float:
     return 0.0
 
 
-def _passages(size: int) -> Iterator[tuple[list[str], list[str], FloatArray]]:
+def vector_chunks(size: int, dimension: int) -> Iterator[FloatArray]:
+    """As many vectors as a source of one size has, of the same kind, chunk by chunk and without texts."""
+    space = Space(dimension)
+    for start in range(0, size, ROWS_AT_ONCE):
+        yield space.vectors(np.random.default_rng((SEED, start)), min(ROWS_AT_ONCE, size - start))
+
+
+def _passages(size: int, dimension: int) -> Iterator[tuple[list[str], list[str], FloatArray]]:
     """Titles, texts and vectors of so many passages, ROWS_AT_ONCE at a time, each from a seed of its own."""
     words = _words()
-    space = _Space()
+    space = Space(dimension)
     for start in range(0, size, ROWS_AT_ONCE):
         rng = np.random.default_rng((SEED, start))
         count = min(ROWS_AT_ONCE, size - start)
@@ -140,21 +167,22 @@ def _words() -> list[str]:
     return (every + longer)[:WORDS]
 
 
-class _Space:
+class Space:
     """Clusters in a subspace whose directions have less and less variance, and a little noise in all dimensions."""
 
-    def __init__(self) -> None:
+    def __init__(self, dimension: int) -> None:
         rng = np.random.default_rng(SEED)
-        basis, _ = np.linalg.qr(rng.standard_normal((DIMENSION, LATENT)))
-        self._basis = (basis.T / np.sqrt(1 + np.arange(LATENT)[:, None] / 8)).astype(np.float32)
-        self._centres = rng.standard_normal((CLUSTERS, LATENT), dtype=np.float32)
+        basis, _ = np.linalg.qr(rng.standard_normal((dimension, min(dimension, LATENT))))
+        self._dimension = dimension
+        self._basis = (basis.T / np.sqrt(1 + np.arange(basis.shape[1])[:, None] / 8)).astype(np.float32)
+        self._centres = rng.standard_normal((CLUSTERS, basis.shape[1]), dtype=np.float32)
 
     def vectors(self, rng: np.random.Generator, count: int) -> FloatArray:
         """Vectors [count, D] of length 1."""
         latent = self._centres[rng.integers(0, CLUSTERS, count)] + 0.7 * rng.standard_normal(
-            (count, LATENT), dtype=np.float32
+            (count, self._centres.shape[1]), dtype=np.float32
         )
-        return _unit(latent @ self._basis + 0.05 * rng.standard_normal((count, DIMENSION), dtype=np.float32))
+        return _unit(latent @ self._basis + 0.05 * rng.standard_normal((count, self._dimension), dtype=np.float32))
 
 
 def _watched(chunks: Iterator[FloatArray], bar: ProgressBar) -> Iterator[FloatArray]:

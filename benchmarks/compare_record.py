@@ -1,0 +1,115 @@
+"""The figures of compare: as a record, a table on the terminal and a page in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+COLUMNS = (
+    *("name", "arithmetic", "work", "reference s", "Ragstone s", "ratio", "reference MiB", "Ragstone MiB"),
+    *("of the machine", "agreement"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One work on both sides."""
+
+    name: str
+    work: str
+    precision: str
+    """The reference's and Ragstone's."""
+    reference_s: float
+    ragstone_s: float
+    ratio: float
+    reference_mib: float
+    ragstone_mib: float
+    agreement: str
+    operations: int | None
+    """Floating-point operations that the work needs."""
+    of_limit: float | None
+    """Ragstone's rate of those, as a part of the machine's own in large matrix products of the same precision."""
+    reference_of_limit: float | None
+    parts: dict[str, float]
+    """Where Ragstone's seconds go, from a run of its own; empty where that was not looked at."""
+    runs: int
+    """Of which the seconds are the median."""
+    size: str
+    device: str
+    threads: int
+    fp32_gflops: float
+    """What the machine reaches in large matrix products."""
+    bf16_gflops: float
+    date: str
+    commit: str
+    processor: str
+
+
+def table(records: Sequence[Record]) -> Table:
+    """The figures for a terminal."""
+    shown = Table(*COLUMNS)
+    for record in records:
+        shown.add_row(*_row(record))
+    return shown
+
+
+def page(records: Sequence[Record], made: Sequence[str], command: str) -> str:
+    """The figures as a page in Markdown.
+
+    Args:
+        records: at least one.
+        made: what was measured of the questions and the checkpoint, a sentence each.
+        command: the command line.
+    """
+    first = records[0]
+    lines = [
+        "# Side by side with transformers' Rag classes",
+        "",
+        f"{first.date}, commit {first.commit}, {first.threads} threads of {first.processor}, {first.device}, size "
+        f"{first.size}.",
+        f"Large matrix products: {first.fp32_gflops:,.0f} GFLOP/s in fp32, {first.bf16_gflops:,.0f} in bf16.",
+        *made,
+        "",
+        f"    {command}",
+        "",
+        *markdown(records),
+        "",
+        "Arithmetic: the reference's / Ragstone's. Of the machine: Ragstone's useful operations a second, as a part of",
+        "what large matrix products reach in its precision. RagSequenceForGeneration.generate is repaired on the",
+        "reference's side: it lets the generator read padding as text. Dropout is off.",
+        "",
+        "## Where Ragstone's time goes",
+        "",
+        "Percent of a run of its own.",
+        "",
+        *parts_table(records),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def markdown(records: Sequence[Record]) -> list[str]:
+    """The table, line by line."""
+    rows = [list(COLUMNS), ["---"] * len(COLUMNS), *map(_row, records)]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def parts_table(records: Sequence[Record]) -> list[str]:
+    """Where the time goes, a row for each work and a column for each part, line by line."""
+    watched = [record for record in records if record.parts]
+    names = list(dict.fromkeys(name for record in watched for name in record.parts))
+    rows = [["name", "arithmetic", *names], ["---"] * (2 + len(names))]
+    for record in watched:
+        whole = sum(record.parts.values())
+        shares = [f"{100 * record.parts[name] / whole:.0f}" if name in record.parts else "" for name in names]
+        rows.append([record.name, record.precision.split(" / ")[1], *shares])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _row(record: Record) -> list[str]:
+    times = [f"{record.reference_s:.3f}", f"{record.ragstone_s:.3f}", f"{record.ratio:.1f}"]
+    peaks = [f"{record.reference_mib:.0f}", f"{record.ragstone_mib:.0f}"]
+    limit = "" if record.of_limit is None else f"{record.of_limit:.0%}"
+    return [record.name, record.precision, record.work, *times, *peaks, limit, record.agreement]
