@@ -54,8 +54,15 @@ class Checkpoint:
     def context(self) -> ContextFormat:
         config = self.config
         prefix = getattr(config.generator, "prefix", None) or config.prefix or ""
-        template = (own_settings(config).get("prompt") or {}).get("template")
-        return ContextFormat(config.title_sep, config.doc_sep, prefix, config.max_combined_length, template)
+        own = own_settings(config)
+        return ContextFormat(
+            config.title_sep,
+            config.doc_sep,
+            prefix,
+            config.max_combined_length,
+            template=(own.get("prompt") or {}).get("template"),
+            decoded_question=own.get("decoded_question", not own),
+        )
 
     @property
     def passage_encoder_fingerprint(self) -> str | None:
@@ -206,6 +213,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
         **own_settings(config),
         "question_encoder": dataclasses.asdict(encoder.settings),
         "generation": _plain_generation(generator.model.generation_config),
+        "decoded_question": checkpoint.context.decoded_question,
     }
     if checkpoint.adapter_base is None:
         holder = holder_class(model_type, generator.model.config)
