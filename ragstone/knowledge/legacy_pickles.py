@@ -37,6 +37,13 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
     return np.ndarray.__new__(np.ndarray, shape, code)
 
 
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
+    """An array of numbers, as pickles of protocol 5 hold it."""
+    if dtype.kind not in "biufSU":
+        raise Refusal(f"it holds an array of type {dtype}")
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
 def _scalar(dtype: Any, content: Any = b"") -> Any:
     if dtype.kind not in "biufSU":
         raise Refusal(f"it holds a number of type {dtype}")
@@ -56,6 +63,7 @@ PLAIN: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _bytes,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 """All that a pickle may name. Dictionaries, lists, texts and numbers have no names."""
 
