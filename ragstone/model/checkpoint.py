@@ -112,6 +112,9 @@ def load_checkpoint(
         return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat, languages)
     auto_class(config.generator, f"The generator in {name_or_path}")
     change_config(config.generator, generator_changes or {})
+    for part in (config, config.question_encoder, config.generator):
+        # Releases of 2020 recorded that models return tuples, which today's break on within.
+        part.return_dict = True
     # Both model types have the same weights, so either class opens them.
     holder, report = pretrained(
         holder_class("rag_sequence", config.generator),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragstone.__main__ import main
+from ragstone.commands.download_knowledge import DownloadKnowledgeSettings
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.knowledge.wiki_dpr import find_wiki_dpr
+from ragstone.settings import parse_settings
 from tests.commands.conftest import refused
 from tests.knowledge.hub import COMMIT, Hub
+from tests.model.published import write_published
 
 ROWS, DIMENSION = 300, 16
 VECTORS = np.random.default_rng(0).standard_normal((ROWS, DIMENSION)).astype(np.float32)
@@ -179,3 +183,32 @@ def test_a_hub_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> Non
     err = capsys.readouterr().err
     assert err.startswith("ragstone download-knowledge: The hub says nothing about facebook/wiki_dpr (")
     assert err.count("\n") == 1
+
+
+def test_the_documentations_commands(
+    cached: Path,
+    tmp_path: Path,
+    pairs_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command of docs/use-wikipedia.md but the download, which is parsed; small models have the hub's names."""
+    for name, model_type in (("rag-sequence-nq", "rag_sequence"), ("rag-token-nq", "rag_token")):
+        write_published(tmp_path / "facebook" / name, model_type, "pickled", index_name="compressed")
+    (tmp_path / "facebook" / "rag-token-base").symlink_to(tmp_path / "facebook" / "rag-token-nq")
+    (tmp_path / "data").symlink_to(pairs_folder)
+    (tmp_path / "nq-dev.questions").write_text("who founded the town?\nwhat is it?\n", encoding="utf-8")
+    (tmp_path / "nq-dev.pages").write_text("town 1\ntown 2\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "use-wikipedia.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert [words[0] for words in commands] == ["download-knowledge", "ask", "eval", "finetune", "ask"]
+    settings = parse_settings(DownloadKnowledgeSettings, commands[0][1:], "ragstone", "")
+    assert settings == DownloadKnowledgeSettings("wiki_dpr", "nq", "compressed", accept_license=True)
+    for words in commands[1:]:
+        capsys.readouterr()
+        assert main(words) == 0, words
+    out, err = capsys.readouterr()
+    assert "A: " in out and "dummy source" in err
+    best = json.loads((tmp_path / "run" / "best" / "config.json").read_text(encoding="utf-8"))
+    assert (best["index_name"], best.get("passages_path")) == ("exact", None)

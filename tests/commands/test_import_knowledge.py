@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ragstone.encoders.load import load_encoder
 from ragstone.knowledge.source import PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.verify import verify_source
 from tests.commands.conftest import refused
+from tests.commands.test_import_legacy import write_legacy
 from tests.conftest import DOCUMENTS, build_source
 
 COUNT, DIMENSION = 40, 8
@@ -206,3 +208,23 @@ def test_a_pickle_is_told_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixt
         capsys, [*flags, "--vectors", "wiki_00.pkl"]
     )
     assert "or both --passages and --vectors" in refused(capsys, flags)
+
+
+def test_the_documentations_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint_folder: Path
+) -> None:
+    """Every command of docs/bring-an-index.md, in a folder that holds what the page says."""
+    vectors = np.random.default_rng(4).standard_normal((COUNT, 16)).astype(np.float32)
+    (tmp_path / "dpr-files").mkdir()
+    write_passages(tmp_path / "dpr-files" / "psgs_w100.tsv")
+    np.save(tmp_path / "dpr-files" / "vectors_0.npy", vectors)
+    write_legacy(tmp_path / "old-index")
+    (tmp_path / "rag").symlink_to(checkpoint_folder)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "bring-an-index.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert [words[0] for words in commands] == ["import-knowledge", "ask", "import-legacy", "ask"]
+    for words in commands:
+        capsys.readouterr()
+        assert main(words) == 0, words
+        assert ("A: " if words[0] == "ask" else "knowledge source  ") in capsys.readouterr().out
