@@ -87,9 +87,7 @@ class SourceRecord:
     max_words: int
 
 
-def complete_source(
-    folder: Path, factory: str, record: SourceRecord, began: float, *, bm25: bool = False
-) -> Manifest:
+def complete_source(folder: Path, factory: str, record: SourceRecord, began: float, *, bm25: bool = False) -> Manifest:
     """Build the index over passages that are in `folder` with their vectors, measure it, and describe the whole.
 
     Args:
