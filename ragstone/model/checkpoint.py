@@ -61,7 +61,7 @@ class Checkpoint:
             prefix,
             config.max_combined_length,
             template=(own.get("prompt") or {}).get("template"),
-            decoded_question=own.get("decoded_question", not own),
+            decoded_question=own.get("decoded_question", False),
         )
 
     @property
@@ -107,7 +107,10 @@ def load_checkpoint(
             f"{name_or_path} is a {config.model_type} model, not a RAG checkpoint; join a question encoder and a "
             "generator with ragstone consolidate."
         )
-    base = own_settings(config).get("adapter_base")
+    own = own_settings(config)
+    # Without settings of ours, transformers wrote it. Kept from now on, whatever is recorded besides.
+    config.ragstone = {**own, "decoded_question": own.get("decoded_question", not own)}
+    base = own.get("adapter_base")
     if base is not None:
         return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat, languages)
     auto_class(config.generator, f"The generator in {name_or_path}")
@@ -216,7 +219,6 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
         **own_settings(config),
         "question_encoder": dataclasses.asdict(encoder.settings),
         "generation": _plain_generation(generator.model.generation_config),
-        "decoded_question": checkpoint.context.decoded_question,
     }
     if checkpoint.adapter_base is None:
         holder = holder_class(model_type, generator.model.config)
