@@ -30,6 +30,11 @@ COMMANDS = {
     "parse-dpr": Command("parse_dpr", "ParseDprSettings", "DPR's data to an evaluation set with gold titles"),
     "train-retriever": Command("train_retriever", "TrainRetrieverSettings", "fit a question and a passage encoder"),
     "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
+    "download-knowledge": Command("download_knowledge", "DownloadKnowledgeSettings", "fetch wiki_dpr from the hub"),
+    "import-knowledge": Command(
+        "import_knowledge", "ImportKnowledgeSettings", "DPR's passages and vectors to a source"
+    ),
+    "import-legacy": Command("import_legacy", "ImportLegacySettings", "an old pickled DPR index to a source"),
     "verify": Command("verify", "VerifySettings", "check a knowledge source or a checkpoint"),
     "new-generator": Command("new_generator", "NewGeneratorSettings", "make a small generator without pretraining"),
     "make-practice": Command("make_practice", "MakePracticeSettings", "make cloze questions from passages"),

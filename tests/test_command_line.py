@@ -27,15 +27,18 @@ FLAGS = {
     "early_stopping_patience encoder_layerdrop decoder_layerdrop dropout attention_dropout learning_rate lr_scheduler "
     "weight_decay adam_epsilon warmup_steps num_workers num_train_epochs train_batch_size eval_batch_size adafactor "
     "max_grad_norm gradient_accumulation_steps seed cache_dir config_name tokenizer_name index_name passages_path "
-    "index_path n_docs logger_name val_check_interval profile fast_dev_run freeze_question_encoder "
+    "index_path use_dummy_dataset n_docs logger_name val_check_interval profile fast_dev_run freeze_question_encoder "
     "gradient_checkpointing num_beams num_processes distributed_port distributed_timeout distributed_retriever "
     "num_retrieval_workers ray_address index_shards index_device retriever hybrid_fusion hybrid_weight",
     "eval": "model_name_or_path model_type evaluation_set gold_data_path gold_data_mode predictions_path eval_mode k "
     "n_docs index_name index_path passages_path eval_batch_size recalculate num_beams min_length max_length "
     "print_predictions print_docs eval_all_checkpoints compare retriever hybrid_fusion hybrid_weight "
     "compare_retrievers",
-    "ask": "model_name_or_path question json retriever hybrid_fusion hybrid_weight",
+    "ask": "model_name_or_path question json index_name use_dummy_dataset retriever hybrid_fusion hybrid_weight",
     "demo": "output_dir",
+    "download-knowledge": "name embeddings index accept_license",
+    "import-knowledge": "folder output_dir passages vectors dpr_ctx_encoder_model_name index m",
+    "import-legacy": "folder output_dir dpr_ctx_encoder_model_name index m",
 }
 
 WATCHED = """

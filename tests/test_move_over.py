@@ -88,6 +88,7 @@ REFERENCE_DEFAULTS: dict[str, dict[str, Any]] = {
         "prefix": None,
         "early_stopping_patience": -1,
         "index_name": None,
+        "use_dummy_dataset": False,
         "passages_path": None,
         "index_path": None,
         "gpus": None,

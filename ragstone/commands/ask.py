@@ -33,7 +33,10 @@ class AskSettings:
     index_path: str | None = None
     """Index file, if it is not beside the passages."""
     index_name: str | None = None
-    """As in the reference; custom where --passages_path is given."""
+    """exact or compressed: wiki_dpr, which download-knowledge fetched; legacy: an old index, which import-legacy
+    converted in --index_path; custom: a knowledge source."""
+    use_dummy_dataset: bool = False
+    """Search a few passages with made-up vectors, to try the model out."""
     n_docs: int | None = None
     """Passages per question; the checkpoint's number where not given."""
     retriever: RetrieverName | None = None
@@ -58,7 +61,7 @@ class AskSettings:
             raise InputError(f"--question {self.question!r} is not UTF-8; write it in UTF-8.")
         if self.n_docs is not None and self.n_docs < 1:
             raise InputError(f"--n_docs is {self.n_docs}, but must be at least 1.")
-        refuse_published_index(self.index_name, self.passages_path)
+        refuse_published_index(self.index_name, self.passages_path, self.use_dummy_dataset)
         self.method()
 
     def method(self) -> MethodRequest:
@@ -82,6 +85,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
             passages_path=settings.passages_path,
             index_path=settings.index_path,
             index_name=settings.index_name,
+            use_dummy_dataset=settings.use_dummy_dataset,
             n_docs=settings.n_docs,
             method=settings.method(),
         )

@@ -64,7 +64,10 @@ class EvalSettings:
     index_path: str | None = None
     """Index file, if it is not beside the passages."""
     index_name: str | None = None
-    """As in the reference; custom where --passages_path is given."""
+    """exact or compressed: wiki_dpr, which download-knowledge fetched; legacy: an old index, which import-legacy
+    converted in --index_path; custom: a knowledge source."""
+    use_dummy_dataset: bool = False
+    """Search a few passages with made-up vectors, to try the model out."""
     eval_batch_size: int = 8
     """Questions that are answered at once."""
     num_beams: int = 4
@@ -85,7 +88,7 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
-        refuse_published_index(self.index_name, self.passages_path)
+        refuse_published_index(self.index_name, self.passages_path, self.use_dummy_dataset)
         self.methods()
         if self.compare_retrievers is not None and self.eval_mode != "retrieval":
             raise InputError("--compare_retrievers measures what is found: give --eval_mode retrieval with it.")
@@ -306,6 +309,7 @@ def _request(settings: EvalSettings, target: Target) -> ModelRequest:
         passages_path=settings.passages_path,
         index_path=settings.index_path,
         index_name=settings.index_name,
+        use_dummy_dataset=settings.use_dummy_dataset,
         n_docs=settings.n_docs,
         method=target.method,
     )

@@ -41,13 +41,14 @@ NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "adam_epsilon", "
 GENERATOR_SETTINGS = ("dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
 FRACTIONS = ("label_smoothing", "lora_dropout", *GENERATOR_SETTINGS)
 RAG_ONLY = (
-    *("passages_path", "index_path", "index_name", "n_docs", "max_combined_length"),
+    *("passages_path", "index_path", "index_name", "use_dummy_dataset", "n_docs", "max_combined_length"),
     *("retriever", "hybrid_fusion", "hybrid_weight", "freeze_question_encoder", "question_encoder_learning_rate"),
     *("prompt_template", "chat", "lora_r"),
 )
 FREE_TO_CHANGE = (
     *("data_dir", "n_train", "n_val", "n_test", "output_dir", "do_train", "do_predict", "resume"),
-    *("passages_path", "index_path", "index_name", "cache_dir", "config_name", "tokenizer_name"),
+    *("passages_path", "index_path", "index_name", "use_dummy_dataset", "cache_dir"),
+    *("config_name", "tokenizer_name"),
     *("num_train_epochs", "max_steps", "val_check_interval", "early_stopping_patience", "eval_batch_size"),
     *("test_max_target_length", "num_workers", "gradient_checkpointing", "logger_name", "profile", "fast_dev_run"),
     *("gpus", "num_processes", "train_batch_size", "distributed_port", "distributed_timeout"),
@@ -79,7 +80,10 @@ class FinetuneSettings:
     """Go on from the last checkpoint in --output_dir."""
 
     index_name: str | None = None
-    """As in the reference; custom where --passages_path is given."""
+    """exact or compressed: wiki_dpr, which download-knowledge fetched; legacy: an old index, which import-legacy
+    converted in --index_path; custom: a knowledge source."""
+    use_dummy_dataset: bool = False
+    """Search a few passages with made-up vectors, to try the model out."""
     passages_path: str | None = None
     """Knowledge source; the checkpoint's own where not given."""
     index_path: str | None = None
@@ -226,7 +230,7 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, but must be at least 1.")
-        refuse_published_index(self.index_name, self.passages_path)
+        refuse_published_index(self.index_name, self.passages_path, self.use_dummy_dataset)
         self.method()
         if self.retriever == "bm25" and self.question_encoder_learning_rate is not None:
             raise InputError(
@@ -369,6 +373,7 @@ class FinetuneSettings:
             self.model_name_or_path,
             model_type=self.model_type,
             index_name=self.index_name,
+            use_dummy_dataset=self.use_dummy_dataset,
             index_path=self.index_path,
             passages_path=self.passages_path,
             n_docs=self.n_docs,

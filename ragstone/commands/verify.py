@@ -52,7 +52,7 @@ def show(result: SourceReport | CheckpointReport) -> None:
 
 def _of_source(report: SourceReport) -> list[tuple[str, str]]:
     manifest, recall = report.manifest, report.recall
-    built = "" if manifest is None else f", by {manifest.encoder}"
+    built = "" if manifest is None or manifest.encoder is None else f", by {manifest.encoder}"
     checked = f"{report.files} files as they were built" if report.files else "none to compare: no knowledge.json"
     lines = [
         ("knowledge source", str(report.folder)),

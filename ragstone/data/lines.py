@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ragstone.errors import InputError
 
@@ -11,13 +14,13 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends, streamed.
+    """The lines of a UTF-8 file without their ends, streamed; a .gz is unpacked on the way.
 
     Raises:
         InputError: missing, unreadable, or not UTF-8 (names line and byte).
     """
     try:
-        file = path.open("rb")
+        file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - it streams
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     with file:
@@ -38,8 +41,8 @@ def read_lines(path: Path) -> Iterator[str]:
 def _raw_lines(file: Iterator[bytes], path: Path) -> Iterator[bytes]:
     try:
         yield from file
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def read_filled_lines(path: Path, what: str) -> list[str]:

@@ -152,6 +152,17 @@ class TextEncoder(nn.Module):
         encoding = self.tokenizer(first, second, truncation=True, max_length=settings.max_length)
         return {name: encoding[name] for name in self.tokenizer.model_input_names if name in encoding}
 
+    def read_back(self, texts: Sequence[str]) -> list[str]:
+        """`texts` as the tokenizer gives them back: cut to length, and lower case where it knows no other.
+
+        Blanks before punctuation marks and within contractions are taken out ("what's", not "what ' s"), as
+        tokenizers did by default when the published RAG checkpoints were trained; today's leave some in.
+        """
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.settings.max_length)["input_ids"]
+        return [
+            str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=True)) for row in ids
+        ]
+
 
 def check_finite(vectors: FloatArray, encoder: TextEncoder) -> None:
     """Refuse vectors with infinities or NaN, which would poison an index.

@@ -13,6 +13,7 @@ from ragstone.index.bm25 import REMEDY, Bm25Index, build_bm25
 from ragstone.index.words import split_words
 from ragstone.knowledge.corpus import read_corpus
 from ragstone.knowledge.manifest import Manifest, checksum
+from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import BM25_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.progress import progress_bar, track
@@ -24,7 +25,7 @@ PASSAGES_AT_ONCE = 8192
 SAMPLED_PASSAGES = 256
 
 
-def add_bm25(store: PassageStore, folder: Path) -> dict[str, float]:
+def add_bm25(store: RowStore, folder: Path) -> dict[str, float]:
     """Build a BM25 index of the store's passages, titles included, beside it in `folder`; what it took and gave."""
     began = time.perf_counter()
     build_bm25((words_of(passage) for passage in track(_passages(store), "Words", len(store))), folder / BM25_NAME)
@@ -96,6 +97,6 @@ def words_of(passage: Passage) -> str:
     return f"{passage.title} {passage.text}"
 
 
-def _passages(store: PassageStore) -> Iterator[Passage]:
+def _passages(store: RowStore) -> Iterator[Passage]:
     for start in range(0, len(store), PASSAGES_AT_ONCE):
         yield from store.passages(range(start, min(len(store), start + PASSAGES_AT_ONCE)))

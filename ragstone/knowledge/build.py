@@ -72,22 +72,50 @@ def build_knowledge_source(
     corpus = read_corpus(files, plan.max_words)
     factory = factory_string(plan.index, encoder.dimension, corpus.passages, plan.m)
     embed(corpus, encoder, plan, folder / PASSAGES_NAME)
+    record = SourceRecord(encoder.name, encoder.fingerprint(), corpus.documents, plan.max_words)
+    return complete_source(folder, factory, record, began, bm25=plan.bm25)
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What a source's passages and vectors do not tell of themselves."""
+
+    encoder: str | None
+    """Name of the passage encoder, None where nobody knows."""
+    encoder_fingerprint: str | None
+    documents: int
+    max_words: int
+
+
+def complete_source(folder: Path, factory: str, record: SourceRecord, began: float, *, bm25: bool = False) -> Manifest:
+    """Build the index over passages that are in `folder` with their vectors, measure it, and describe the whole.
+
+    Args:
+        folder: of the source.
+        factory: FAISS factory string.
+        record: what the manifest says besides.
+        began: when the work on the source began, by time.perf_counter.
+        bm25: whether an index over words is built beside it.
+
+    Raises:
+        InputError: an index that cannot be built over so many vectors.
+    """
     embedded = time.perf_counter()
     store = PassageStore(folder / PASSAGES_NAME)
-    build_index(store.vector_chunks, corpus.passages, encoder.dimension, factory, folder / INDEX_NAME)
+    build_index(store.vector_chunks, len(store), store.dimension, factory, folder / INDEX_NAME)
     indexed = time.perf_counter()
     measured = measure_index(KnowledgeSource(folder / PASSAGES_NAME))
-    if plan.bm25:
+    if bm25:
         measured |= add_bm25(store, folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
-        encoder=encoder.name,
-        encoder_fingerprint=encoder.fingerprint(),
-        dimension=encoder.dimension,
+        encoder=record.encoder,
+        encoder_fingerprint=record.encoder_fingerprint,
+        dimension=store.dimension,
         metric="inner_product",
-        documents=corpus.documents,
-        passages=corpus.passages,
-        max_words=plan.max_words,
+        documents=record.documents,
+        passages=len(store),
+        max_words=record.max_words,
         index=factory,
         files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
         statistics={

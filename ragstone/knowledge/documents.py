@@ -111,7 +111,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Document]]:
 
 
 def _read_tsv(path: Path) -> Iterator[Document]:
-    for line, row in _csv_rows(path, delimiter="\t"):
+    for line, row in csv_rows(path, delimiter="\t"):
         if len(row) != 2:
             raise InputError(
                 f"{path}, line {line}: {len(row)} column(s) instead of 2; a document is a title, a tab and a text "
@@ -125,7 +125,7 @@ def _read_csv(path: Path) -> Iterator[Document]:
     if "\t" in first:
         yield from _read_tsv(path)
         return
-    rows = _csv_rows(path, delimiter=",")
+    rows = csv_rows(path, delimiter=",")
     _, header = next(rows, (1, []))
     names = [name.strip().lower() for name in header]
     if "text" not in names:
@@ -140,7 +140,7 @@ def _read_csv(path: Path) -> Iterator[Document]:
         yield Document(title=values.get("title", ""), text=values["text"])
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Rows with the number of the line that each begins on; blank lines are passed over."""
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader((line + "\n" for line in read_lines(path)), delimiter=delimiter, strict=True)

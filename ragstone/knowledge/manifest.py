@@ -19,7 +19,7 @@ class Manifest:
     """The record beside the passages and the index."""
 
     encoder: str | None
-    """Folder or hub name of the passage encoder; None where there are no vectors."""
+    """Folder or hub name of the passage encoder; None where there are no vectors, or nobody knows whose they are."""
     encoder_fingerprint: str | None
     """Hash of the passage encoder's weights and settings."""
     dimension: int

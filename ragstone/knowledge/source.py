@@ -12,7 +12,7 @@ from ragstone.index.bm25 import Bm25Index
 from ragstone.index.vector_index import VectorIndex
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.no_vectors import no_vectors
-from ragstone.knowledge.store import PassageStore
+from ragstone.knowledge.row_store import open_store
 from ragstone.types import FloatArray
 
 PASSAGES_NAME = "my_knowledge_dataset"
@@ -80,7 +80,7 @@ def find_indexes(passages_path: Path) -> Indexes:
         InputError: no knowledge source.
     """
     folder = passages_folder(passages_path)
-    return Indexes(PassageStore(folder).has_vectors, (folder.parent / BM25_NAME).is_dir())
+    return Indexes(open_store(folder).has_vectors, (folder.parent / BM25_NAME).is_dir())
 
 
 def passages_folder(passages_path: Path) -> Path:
@@ -103,7 +103,7 @@ class KnowledgeSource:
         """Open a source.
 
         Args:
-            passages_path: the folder that build-knowledge wrote, or the passages folder within it.
+            passages_path: the folder that build-knowledge wrote, the passages folder in it, or one of parquet files.
             index_path: the index file; found beside the passages where it is not given.
 
         Raises:
@@ -111,7 +111,7 @@ class KnowledgeSource:
         """
         passages_path = passages_folder(passages_path)
         self.folder = passages_path.parent
-        self.store = PassageStore(passages_path)
+        self.store = open_store(passages_path)
         self.index_path = index_path or self.folder / INDEX_NAME
         self._index = VectorIndex.open(self.index_path) if self.store.has_vectors else None
         self.manifest = Manifest.load(self.folder) if passages_path.name == PASSAGES_NAME else None

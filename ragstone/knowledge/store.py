@@ -244,14 +244,14 @@ class PassageStore:
         if matrix is None:
             if not self.has_vectors:
                 raise InputError(no_vectors(self.folder))
-            matrix = _as_matrix(self._batches[number].column(VECTORS), self.folder)
+            matrix = as_matrix(self._batches[number].column(VECTORS), self.folder)
             # What can be written is a copy, of which memory has no room for many.
             if not matrix.flags.writeable:
                 self._matrices[number] = matrix
         return matrix
 
 
-def _as_matrix(column: Any, folder: Path) -> npt.NDArray[np.floating[Any]]:
+def as_matrix(column: Any, folder: Path) -> npt.NDArray[np.floating[Any]]:
     """A list column as a matrix, without a copy where no value is missing."""
     rows = len(column)
     values = column.flatten().to_numpy(zero_copy_only=False)

@@ -54,8 +54,15 @@ class Checkpoint:
     def context(self) -> ContextFormat:
         config = self.config
         prefix = getattr(config.generator, "prefix", None) or config.prefix or ""
-        template = (own_settings(config).get("prompt") or {}).get("template")
-        return ContextFormat(config.title_sep, config.doc_sep, prefix, config.max_combined_length, template)
+        own = own_settings(config)
+        return ContextFormat(
+            config.title_sep,
+            config.doc_sep,
+            prefix,
+            config.max_combined_length,
+            template=(own.get("prompt") or {}).get("template"),
+            decoded_question=own.get("decoded_question", False),
+        )
 
     @property
     def passage_encoder_fingerprint(self) -> str | None:
@@ -100,11 +107,17 @@ def load_checkpoint(
             f"{name_or_path} is a {config.model_type} model, not a RAG checkpoint; join a question encoder and a "
             "generator with ragstone consolidate."
         )
-    base = own_settings(config).get("adapter_base")
+    own = own_settings(config)
+    # Without settings of ours, transformers wrote it. Kept from now on, whatever is recorded besides.
+    config.ragstone = {**own, "decoded_question": own.get("decoded_question", not own)}
+    base = own.get("adapter_base")
     if base is not None:
         return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat, languages)
     auto_class(config.generator, f"The generator in {name_or_path}")
     change_config(config.generator, generator_changes or {})
+    for part in (config, config.question_encoder, config.generator):
+        # Releases of 2020 recorded that models return tuples, which today's break on within.
+        part.return_dict = True
     # Both model types have the same weights, so either class opens them.
     holder, report = pretrained(
         holder_class("rag_sequence", config.generator),

@@ -24,6 +24,9 @@ class ContextFormat:
     """Tokens; a longer context loses the end of its passage, and only a question that is too long by itself its end."""
     template: str | None = None
     """A decoder-only generator's prompt (see prompt.PromptSettings), where {passage} is title, title_sep and text."""
+    decoded_question: bool = False
+    """Whether the question stands there as the question encoder's tokenizer gives it back, for most in lower case: what
+    checkpoints that transformers wrote were trained on. Else it stands there as it was asked."""
 
     def text(self, passage: Passage, question: str) -> tuple[str, str]:
         """The context in two parts: what may be cut (prefix and passage) and what may not (the question).

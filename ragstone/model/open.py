@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
-from ragstone.knowledge.source import SourceInfo
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.checkpoint import (
     Checkpoint,
@@ -29,7 +29,7 @@ from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_rank, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
-from ragstone.retrieval.location import SourceLocation
+from ragstone.model.source_choice import ChosenSource, SourceWish, choose_source
 from ragstone.retrieval.method import Method, MethodRequest
 from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
@@ -45,6 +45,8 @@ class ModelRequest:
     index_name: str | None = None
     index_path: str | None = None
     passages_path: str | None = None
+    use_dummy_dataset: bool = False
+    """Search the small source for trying a model out, whatever the checkpoint names."""
     n_docs: int | None = None
     prefix: str | None = None
     max_combined_length: int | None = None
@@ -117,18 +119,6 @@ def refuse_unsearchable(request: ModelRequest) -> None:
         _retrieval(request, config)
 
 
-def locate_source(passages_path: str | None, index_path: str | None, index_name: str | None) -> SourceLocation:
-    """The knowledge source that flags or a checkpoint's config name.
-
-    Raises:
-        InputError: none is named.
-    """
-    if passages_path is None:
-        asked = f"the index {index_name!r}" if index_name not in (None, "custom") else "no knowledge source"
-        raise InputError(f"The model names {asked}; give --passages_path the folder of a knowledge source.")
-    return SourceLocation(passages_path, index_path)
-
-
 def _open_rag(request: ModelRequest, config: Any) -> RagModel:
     if request.tokenizer_name is not None:
         raise InputError(
@@ -137,7 +127,7 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         )
     if request.model_type is not None and request.model_type not in RAG_TYPES:
         raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
-    location, method = _retrieval(request, config)
+    chosen, method = _retrieval(request, config)
     checkpoint = load_checkpoint(
         request.name_or_path,
         cache_dir=request.cache_dir,
@@ -148,7 +138,7 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         languages=request.languages,
     )
     encoder = checkpoint.question_encoder
-    source, finder = open_finder(method, request.retrieval, location, encoder)
+    source, finder = open_finder(method, request.retrieval, chosen.location, encoder)
     if method.by_vectors:
         expected = checkpoint.passage_encoder_fingerprint
         source.refuse_other_encoder(encoder.dimension, expected, request.name_or_path)
@@ -167,12 +157,17 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         max_target_length=request.max_target_length,
         freeze_question_encoder=request.freeze_question_encoder,
     )
+
+    def record_source(config: Any) -> None:
+        chosen.record(config, source)
+        config.ragstone = {**own_settings(config), "retrieval": method.settings()}
+
     model = RagModel(
         encoder,
         checkpoint.generator,
         finder,
         options,
-        save=lambda rag, folder: _save_rag(checkpoint, rag, source, method, folder),
+        save=lambda rag, folder: _save_rag(checkpoint, rag, record_source, folder),
         source_fingerprint=source.fingerprint,
         corpus_size=source.passages,
         retrieval=method.settings(),
@@ -180,29 +175,22 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
     return model.to(request.device or best_device()).eval()
 
 
-def _retrieval(request: ModelRequest, config: Any) -> tuple[SourceLocation, Method]:
+def _retrieval(request: ModelRequest, config: Any) -> tuple[ChosenSource, Method]:
     """Where passages are and by what they are found; refused before weights are loaded, if they cannot be."""
-    given = request.passages_path is not None
-    location = locate_source(
-        request.passages_path if given else config.passages_path,
-        request.index_path if given else request.index_path or config.index_path,
-        request.index_name or config.index_name,
-    )
-    indexes = request.retrieval.indexes(location)
-    return location, request.method.resolve(own_settings(config).get("retrieval"), indexes, location.passages_path)
+    wish = SourceWish(request.passages_path, request.index_path, request.index_name, request.use_dummy_dataset)
+    chosen = choose_source(wish, config)
+    indexes, path = request.retrieval.indexes(chosen.location), chosen.location.passages_path
+    return chosen, request.method.resolve(own_settings(config).get("retrieval"), indexes, path)
 
 
-def _save_rag(checkpoint: Checkpoint, model: RagModel, source: SourceInfo, method: Method, folder: Path) -> None:
+def _save_rag(checkpoint: Checkpoint, model: RagModel, record_source: Callable[[Any], None], folder: Path) -> None:
     """Save with the settings in force, so that the checkpoint opens again without flags."""
     config, options = checkpoint.config, model.options
     config.n_docs = options.n_docs
     config.max_combined_length = options.context.max_length
     # A checkpoint of transformers may have a prefix in either place.
     config.prefix = checkpoint.generator.model.config.prefix = options.context.prefix or None
-    config.index_name = "custom"
-    config.passages_path = source.passages_path
-    config.index_path = source.index_path
-    config.ragstone = {**own_settings(config), "retrieval": method.settings()}
+    record_source(config)
     save_checkpoint(checkpoint, folder, options.model_type)
 
 

@@ -199,6 +199,8 @@ class RagModel(nn.Module):
 
     def _encode(self, evidence: Evidence, questions: Sequence[str]) -> EncodedContexts:
         context = self.options.context
+        if context.decoded_question:
+            questions = self.question_encoder.read_back(questions)
         return self.generator.encode(context.texts(evidence.passages, questions), context.max_length)
 
     def _given(

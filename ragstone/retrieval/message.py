@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ragstone.knowledge.store import PassageStore
+from ragstone.knowledge.row_store import RowStore
 from ragstone.types import IntArray, Passage, Retrieved
 
 Message = npt.NDArray[np.uint8]
 
 
-def encode(ids: IntArray, store: PassageStore) -> Message:
+def encode(ids: IntArray, store: RowStore) -> Message:
     """The message of the passages `ids` [B, N], empty ones where the id is -1.
 
     Vectors and texts go from the store's memory map to their place in the message, without becoming objects.

@@ -1,0 +1,214 @@
+"""ragstone download-knowledge against a small hub on loopback, and models that search what it brought."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ragstone.__main__ import main
+from ragstone.commands.download_knowledge import DownloadKnowledgeSettings
+from ragstone.knowledge.source import KnowledgeSource
+from ragstone.knowledge.wiki_dpr import find_wiki_dpr
+from ragstone.settings import parse_settings
+from tests.commands.conftest import refused
+from tests.knowledge.hub import COMMIT, Hub
+from tests.model.published import write_published
+
+ROWS, DIMENSION = 300, 16
+VECTORS = np.random.default_rng(0).standard_normal((ROWS, DIMENSION)).astype(np.float32)
+FIRST_FILE, LAST_FILE = 10, ROWS - 10
+QUESTION = "who founded the town ?"
+# FAISS's own kinds of the published indexes, of a size that 300 vectors can train.
+INDEXES = {"HNSW128_SQ8": "HNSW16_SQ8", "IVF4096_HNSW128_PQ128": "IVF4_HNSW8,PQ4x4"}
+LARGE = 90_000
+"""Characters of a passage of the last file but one: the client writes to disk in pieces of 10 MB."""
+
+
+def wiki_dpr_layout(folder: Path, large: int = 10) -> Path:
+    """The files of facebook/wiki_dpr, small: passages in three files, both indexes, for nq."""
+    data, index_folder = folder / "data" / "psgs_w100" / "nq", folder / "index"
+    data.mkdir(parents=True)
+    index_folder.mkdir()
+    letters = np.random.default_rng(1)
+    bounds = (0, FIRST_FILE, LAST_FILE, ROWS)
+    for number in range(3):
+        rows = range(bounds[number], bounds[number + 1])
+        length = large if number == 1 else 10
+        table = {
+            "id": [str(row + 1) for row in rows],
+            "text": [f"the town {row} {letters.bytes(length // 2).hex()}" for row in rows],
+            "title": [f"town {row}" for row in rows],
+            "embeddings": pa.array(VECTORS[rows.start : rows.stop].tolist(), pa.list_(pa.float32())),
+        }
+        path = data / f"train-{number:05d}-of-00003.parquet"
+        pq.write_table(pa.table(table), path, row_group_size=50, compression="none", use_dictionary=False)
+    for name, factory in INDEXES.items():
+        index = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(VECTORS)
+        index.add(VECTORS)
+        faiss.write_index(index, str(index_folder / f"psgs_w100.nq.{name}-IP-train.faiss"))
+    return folder
+
+
+def download(hub: Hub | str, cache: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, which reaches the hub; answers come from nobody else."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub if isinstance(hub, str) else hub.url, "HF_HUB_CACHE": str(cache)}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "ragstone", "download-knowledge", "wiki_dpr", *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False
+    )
+
+
+def test_a_download_that_the_hub_leaves_goes_on(tmp_path: Path) -> None:
+    layout, cache = wiki_dpr_layout(tmp_path / "hub", LARGE), tmp_path / "cache"
+    large = "data/psgs_w100/nq/train-00001-of-00003.parquet"
+    size = (layout / large).stat().st_size
+    assert size > 24_000_000
+    hub = Hub(layout, "facebook/wiki_dpr")
+    asked = download(hub, cache)
+    assert asked.returncode == 2 and hub.requests == []
+    assert "facebook/wiki_dpr, 4 files of 0.0 GB" in asked.stderr
+    assert "CC BY-NC 4.0, which forbids commercial use" in asked.stderr
+    assert asked.stderr.splitlines()[-1].endswith("The licence has not been accepted; give --accept_license if you do.")
+
+    hub.dies_after = (large, 15_000_000)
+    done = download(hub, cache, "--accept_license")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"The hub has gone while {large} was coming" in done.stderr
+    assert "run the same command again: it goes on where it stopped." in done.stderr
+    assert not (cache / "datasets--facebook--wiki_dpr" / "refs").exists()
+
+    again = Hub(layout, "facebook/wiki_dpr", hub.port)
+    done = download(again, cache, "--accept_license", "--index", "compressed")
+    assert done.returncode == 0, done.stderr
+    assert "use it with  --index_name compressed" in done.stdout
+    files = [(name, wanted) for method, name, wanted in again.requests if method == "GET"]
+    assert files[0] == (large, f"bytes={10 * 2**20}-")
+    assert len(files) == 3 and again.sent < size - 10**7 + 10**6
+    snapshot = cache / "datasets--facebook--wiki_dpr" / "snapshots" / COMMIT
+    for path in (
+        *layout.glob("data/**/*.parquet"),
+        layout / "index" / "psgs_w100.nq.IVF4096_HNSW128_PQ128-IP-train.faiss",
+    ):
+        assert (snapshot / path.relative_to(layout)).read_bytes() == path.read_bytes()
+    assert not list(cache.rglob("*.incomplete"))
+
+    # What is there is checked, not fetched: what is damaged is, and is named.
+    del again.requests[:]
+    blob = (snapshot / large).resolve()
+    damaged = bytearray(blob.read_bytes())
+    damaged[10**7] ^= 1
+    blob.write_bytes(damaged)
+    done = download(again, cache, "--accept_license")
+    assert done.returncode == 2
+    assert f"{large} is damaged: it is not what the hub lists, and was removed" in done.stderr
+    assert again.requests == [] and not blob.exists()
+    again.close()
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """wiki_dpr where the hub's client keeps it."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "cache" / "datasets--facebook--wiki_dpr"
+    wiki_dpr_layout(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repository / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize(("name", "kind"), [("exact", faiss.IndexHNSWSQ), ("compressed", faiss.IndexIVFPQ)])
+def test_what_was_downloaded_is_searched_by_name(
+    cached: Path,
+    checkpoint_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    kind: type[Any],
+) -> None:
+    source = KnowledgeSource(*find_wiki_dpr(name))
+    assert isinstance(faiss.downcast_index(source.index.faiss_index), kind)
+    _, ids = source.index.search(VECTORS[:20], 5)
+    assert (ids[:, 0] == np.arange(20)).mean() >= (0.9 if name == "exact" else 0.2)
+    assert source.store.passages([150])[0].title == "town 150"
+    flags = ["ask", f"--model_name_or_path={checkpoint_folder}", "--question", QUESTION, "--n_docs=3", "--json"]
+    assert main([*flags, f"--index_name={name}"]) == 0
+    passages = json.loads(capsys.readouterr().out)["passages"]
+    assert [found["title"] for found in passages] == [f"town {found['id']}" for found in passages]
+    assert len(passages) == 3
+
+
+def test_a_checkpoint_that_names_the_index_opens_without_flags_and_is_saved_so(
+    cached: Path, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    """RagConfig's own default is the compressed index of wiki_dpr."""
+    from ragstone.model.open import ModelRequest, open_model
+
+    model = open_model(ModelRequest(str(checkpoint_folder), index_name="exact"))
+    model.save(tmp_path / "rag")
+    config = json.loads((tmp_path / "rag" / "config.json").read_text(encoding="utf-8"))
+    assert (config["index_name"], config.get("passages_path"), config.get("index_path")) == ("exact", None, None)
+    again = open_model(ModelRequest(str(tmp_path / "rag")))
+    assert again.source_fingerprint() == model.source_fingerprint()
+    compressed = open_model(ModelRequest(str(checkpoint_folder)))
+    assert compressed.source_fingerprint() != model.source_fingerprint()
+
+
+def test_an_index_that_is_not_there(cached: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    next((cached / "index").glob("*HNSW128_SQ8*")).unlink()
+    flags = ["ask", f"--model_name_or_path={checkpoint_folder}", "--question", QUESTION, "--index_name=exact"]
+    message = refused(capsys, flags)
+    assert "The index 'exact' of wiki_dpr is not in the hub's cache on this machine" in message
+    assert "ragstone download-knowledge wiki_dpr --embeddings nq --index exact" in message
+
+
+def test_a_hub_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tests are offline."""
+    assert main(["download-knowledge", "wiki_dpr", "--accept_license"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("ragstone download-knowledge: The hub says nothing about facebook/wiki_dpr (")
+    assert err.count("\n") == 1
+
+
+def test_the_documentations_commands(
+    cached: Path,
+    tmp_path: Path,
+    pairs_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command of docs/use-wikipedia.md but the download, which is parsed; small models have the hub's names."""
+    for name, model_type in (("rag-sequence-nq", "rag_sequence"), ("rag-token-nq", "rag_token")):
+        write_published(tmp_path / "facebook" / name, model_type, "pickled", index_name="compressed")
+    (tmp_path / "facebook" / "rag-token-base").symlink_to(tmp_path / "facebook" / "rag-token-nq")
+    (tmp_path / "data").symlink_to(pairs_folder)
+    (tmp_path / "nq-dev.questions").write_text("who founded the town?\nwhat is it?\n", encoding="utf-8")
+    (tmp_path / "nq-dev.pages").write_text("town 1\ntown 2\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "use-wikipedia.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
+    assert [words[0] for words in commands] == ["download-knowledge", "ask", "eval", "finetune", "ask"]
+    settings = parse_settings(DownloadKnowledgeSettings, commands[0][1:], "ragstone", "")
+    assert settings == DownloadKnowledgeSettings("wiki_dpr", "nq", "compressed", accept_license=True)
+    for words in commands[1:]:
+        capsys.readouterr()
+        assert main(words) == 0, words
+    out, err = capsys.readouterr()
+    assert "A: " in out and "dummy source" in err
+    best = json.loads((tmp_path / "run" / "best" / "config.json").read_text(encoding="utf-8"))
+    assert (best["index_name"], best.get("passages_path")) == ("exact", None)
