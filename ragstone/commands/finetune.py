@@ -112,6 +112,8 @@ class FinetuneSettings:
     """Layers of the generator that get adapters; all linear ones where not given."""
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the generator's weights: half takes half the memory, but loses small changes; better with --lora_r."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Keep the generator's layers in 8 or 4 bits, with --lora_r, whose adapters are trained in full."""
 
     n_train: int = -1
     """Train on the first so many examples; all where negative."""
@@ -279,6 +281,8 @@ class FinetuneSettings:
         for name in ("lora_target_modules", "lora_dropout"):
             if getattr(self, name) and self.lora_r is None:
                 raise InputError(f"--{name} is for LoRA; give --lora_r too, or leave it out.")
+        if self.quantization is not None and self.lora_r is None:
+            raise InputError("--quantization leaves weights that cannot be trained; give --lora_r too.")
         if self.model_type in ("bart", "t5"):
             for name in RAG_ONLY:
                 if getattr(self, name):
@@ -390,6 +394,7 @@ class FinetuneSettings:
             chat=self.chat,
             lora=self._lora(),
             torch_dtype=self.torch_dtype,
+            quantization=self.quantization,
             languages=Languages(self.src_lang, self.tgt_lang),
             config_name=self.config_name,
             tokenizer_name=self.tokenizer_name,

@@ -21,13 +21,15 @@ from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
 from ragstone.model.generator import Generator
-from ragstone.model.languages import Languages, set_languages
+from ragstone.model.generator_wish import GeneratorWish
+from ragstone.model.languages import set_languages
 from ragstone.model.lora import load_adapters
 from ragstone.model.prompt import PromptSettings
 from ragstone.model.rag import RagType
 
 ADAPTER = "generator_adapter"
 """Folder of a checkpoint that holds a generator's adapters, as peft saves them."""
+QUESTION_ENCODER = "rag.question_encoder"
 ARCHITECTURES: dict[RagType, str] = {
     "rag_sequence": "RagSequenceForGeneration",
     "rag_token": "RagTokenForGeneration",
@@ -80,10 +82,7 @@ def load_checkpoint(
     *,
     cache_dir: str | None = None,
     config_name: str | None = None,
-    generator_changes: Mapping[str, Any] | None = None,
-    prompt_template: str | None = None,
-    chat: bool | None = None,
-    languages: Languages | None = None,
+    wish: GeneratorWish | None = None,
 ) -> Checkpoint:
     """Open a RAG checkpoint from a folder or the hub, as safetensors or as pickled weights read with weights_only.
 
@@ -91,13 +90,10 @@ def load_checkpoint(
         name_or_path: folder or hub name.
         cache_dir: where downloads are kept.
         config_name: where config.json is, if not with the weights.
-        generator_changes: entries of the generator's config to set (dropout, encoder_layerdrop, ...).
-        prompt_template: another prompt for a decoder-only generator.
-        chat: whether its chat template is put around the prompt.
-        languages: what a generator of several languages reads and writes; as recorded where None.
+        wish: what to change about the generator.
 
     Raises:
-        InputError: no RAG checkpoint, one that lacks weights, or one whose languages are not clear.
+        InputError: no RAG checkpoint, one that lacks weights, or whose generator cannot be what is wished for.
     """
     from transformers import AutoConfig
 
@@ -110,11 +106,12 @@ def load_checkpoint(
     own = own_settings(config)
     # Without settings of ours, transformers wrote it. Kept from now on, whatever is recorded besides.
     config.ragstone = {**own, "decoded_question": own.get("decoded_question", not own)}
+    wish = wish or GeneratorWish()
     base = own.get("adapter_base")
     if base is not None:
-        return _load_adapted(name_or_path, config, base, cache_dir, generator_changes, prompt_template, chat, languages)
+        return _load_adapted(name_or_path, config, base, cache_dir, wish)
     auto_class(config.generator, f"The generator in {name_or_path}")
-    change_config(config.generator, generator_changes or {})
+    change_config(config.generator, wish.changes)
     for part in (config, config.question_encoder, config.generator):
         # Releases of 2020 recorded that models return tuples, which today's break on within.
         part.return_dict = True
@@ -126,6 +123,7 @@ def load_checkpoint(
         config=config,
         output_loading_info=True,
         cache_dir=cache_dir,
+        **wish.loading_options(QUESTION_ENCODER),
     )
     settings = _encoder_settings(config)
     missing = [key for key in report["missing_keys"] if settings.pooling == "pooler" or ".pooler." not in key]
@@ -139,12 +137,19 @@ def load_checkpoint(
     generation = own_settings(config).get("generation")
     if generation:
         generator.generation_config.update(**generation)
-    set_languages(generator, tokenizers["generator"], languages or Languages(), name_or_path)
+    set_languages(generator, tokenizers["generator"], wish.languages, name_or_path)
     encoder = TextEncoder(holder.rag.question_encoder, tokenizers["question_encoder"], settings, name_or_path)
-    prompt = choose_prompt(
-        generator.config, tokenizers["generator"], own_settings(config).get("prompt"), prompt_template, chat
-    )
+    recorded = own_settings(config).get("prompt")
+    prompt = choose_prompt(generator.config, tokenizers["generator"], recorded, wish.prompt_template, wish.chat)
     record_prompt(config, prompt)
+    if wish.quantization is None:
+        generator.to(wish.weight_type)
+    else:
+        # transformers tells the holder alone; peft asks the generator. What is written is not quantised.
+        for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
+            setattr(generator, name, getattr(holder, name, False))
+        for part in (holder.config, config, config.generator):
+            vars(part).pop("quantization_config", None)
     return Checkpoint(config, encoder, as_generator(generator, tokenizers["generator"], prompt))
 
 
@@ -170,10 +175,7 @@ def _load_adapted(
     config: Any,
     base: str,
     cache_dir: str | None,
-    generator_changes: Mapping[str, Any] | None,
-    prompt_template: str | None,
-    chat: bool | None,
-    languages: Languages | None,
+    wish: GeneratorWish,
 ) -> Checkpoint:
     """A checkpoint of a question encoder and adapters, over the generator of the checkpoint that they were made for."""
     if not Path(name_or_path).is_dir():
@@ -182,10 +184,11 @@ def _load_adapted(
     whole = load_checkpoint(
         base,
         cache_dir=cache_dir,
-        generator_changes=generator_changes,
-        prompt_template=prompt_template or prompt.get("template"),
-        chat=prompt.get("chat") if chat is None else chat,
-        languages=languages,
+        wish=dataclasses.replace(
+            wish,
+            prompt_template=wish.prompt_template or prompt.get("template"),
+            chat=prompt.get("chat") if wish.chat is None else wish.chat,
+        ),
     )
     record_prompt(config, None if not prompt else PromptSettings(**own_settings(whole.config)["prompt"]))
     generator = whole.generator

@@ -25,6 +25,7 @@ from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.finder import open_finder
 from ragstone.model.generator import Generator
+from ragstone.model.generator_wish import GeneratorWish, Quantization
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_rank, add_adapters
 from ragstone.model.model import Model
@@ -66,6 +67,8 @@ class ModelRequest:
     """Train adapters of the generator instead of its weights."""
     torch_dtype: str | None = None
     """Type of the generator's weights (float32, bfloat16, float16); float32 where None."""
+    quantization: Quantization | None = None
+    """Keep a RAG generator's linear layers in 8 or 4 bits; they cannot be trained then, but adapters can."""
     languages: Languages = dataclasses.field(default_factory=Languages)
     """Of a generator of several languages."""
     config_name: str | None = None
@@ -132,10 +135,15 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         request.name_or_path,
         cache_dir=request.cache_dir,
         config_name=request.config_name,
-        generator_changes=request.generator_changes,
-        prompt_template=request.prompt_template,
-        chat=request.chat,
-        languages=request.languages,
+        wish=GeneratorWish(
+            request.generator_changes,
+            request.prompt_template,
+            request.chat,
+            request.languages,
+            request.quantization,
+            request.torch_dtype,
+            request.device or best_device(),
+        ),
     )
     encoder = checkpoint.question_encoder
     source, finder = open_finder(method, request.retrieval, chosen.location, encoder)
@@ -200,6 +208,8 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     name, cache_dir = request.name_or_path, request.cache_dir
     if request.lora is not None:
         raise InputError(f"--lora_r is for RAG checkpoints, but {name} is a generator alone; leave it out.")
+    if request.quantization is not None:
+        raise InputError(f"--quantization is for RAG checkpoints, but {name} is a generator alone; leave it out.")
     if request.model_type is not None and request.model_type != model_type:
         raise InputError(f"{name} is a {model_type} model, not {request.model_type}; leave --model_type out or set it.")
     config = pretrained(AutoConfig, request.config_name or name, "config.json", cache_dir=cache_dir)
@@ -211,7 +221,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     refuse_new_weights(name, sorted(report["missing_keys"]), allowed=False)
     tokenizer = pretrained_tokenizer(request.tokenizer_name or name, cache_dir=cache_dir)
     set_languages(model, tokenizer, request.languages, name)
-    model = model.to(weight_type(request.torch_dtype))
+    model = model.to(GeneratorWish(torch_dtype=request.torch_dtype).weight_type)
     if request.gradient_checkpointing:
         checkpoint_gradients(model)
     prompt = choose_prompt(config, tokenizer, own_settings(config).get("prompt"), request.prompt_template, request.chat)
@@ -249,9 +259,11 @@ def _context(recorded: ContextFormat, request: ModelRequest, generator: Generato
 
 
 def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
-    """Weight type, adapters and gradient checkpointing, as asked for."""
+    """Adapters and gradient checkpointing, as asked for."""
     generator, lora = checkpoint.generator, request.lora
-    generator.model.to(weight_type(request.torch_dtype))
+    if request.quantization is not None and lora is None:
+        # A search or an evaluation; rounded weights have no gradients.
+        generator.model.requires_grad_(False)
     if lora is not None and checkpoint.adapter_base is None:
         generator.model = add_adapters(generator.model, lora)
         folder = Path(request.name_or_path)
@@ -263,11 +275,6 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
         )
     if request.gradient_checkpointing:
         checkpoint_gradients(generator.model)
-
-
-def weight_type(name: str | None) -> torch.dtype:
-    """The type of weights that a flag names."""
-    return torch.float32 if name is None else getattr(torch, name)
 
 
 def _refuse_longer(longest: int | None, name: str, asked: int | None) -> None:

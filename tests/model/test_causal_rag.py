@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.errors import InputError
@@ -228,3 +229,50 @@ def test_alone_it_is_a_closed_book(llama_folder: Path, tmp_path: Path) -> None:
     model.save(tmp_path / "again")
     again: Any = open_model(ModelRequest(str(tmp_path / "again")))
     assert again.fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_in_few_bits(
+    models_folder: Path, source_folder: Path, tmp_path: Path, bits: Any, generator_tokenizer: Any
+) -> None:
+    """Layers in 8 or 4 bits answer nearly alike; adapters beside them learn, and merge into the whole weights."""
+    config = LlamaConfig(
+        vocab_size=len(generator_tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    torch.manual_seed(6)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    generator_tokenizer.save_pretrained(tmp_path / "llama")
+    join_models(tmp_path / "llama", models_folder / "question_encoder", tmp_path / "rag", prompt_template=TEMPLATE)
+    request = ModelRequest(str(tmp_path / "rag"), passages_path=str(source_folder), n_docs=3)
+    whole: Any = open_model(request)
+    few: Any = open_model(dataclasses.replace(request, quantization=bits))
+    layer = few.generator_model.model.layers[0].mlp.up_proj
+    assert type(layer).__name__ == f"Linear{'8bitLt' if bits == '8bit' else '4bit'}"
+    assert type(few.generator_model.lm_head) is torch.nn.Linear
+    assert few.question_encoder.fingerprint() == whole.question_encoder.fingerprint()
+    with torch.no_grad():
+        assert few(QUESTIONS, ANSWERS).nll == pytest.approx(whole(QUESTIONS, ANSWERS).nll, rel=0.1)
+    assert few.generate(QUESTIONS, Decoding(num_beams=2, max_length=6))
+    tuned: Any = open_model(dataclasses.replace(request, quantization=bits, lora=LoraSettings(r=2, alpha=4)))
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(5):
+        loss = tuned(QUESTIONS, ANSWERS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    tuned.save(tmp_path / "adapted")
+    merge_checkpoint(str(tmp_path / "adapted"), tmp_path / "merged")
+    merged: Any = open_model(ModelRequest(str(tmp_path / "merged")))
+    with torch.no_grad():
+        assert merged(QUESTIONS, ANSWERS).nll == pytest.approx(tuned(QUESTIONS, ANSWERS).nll, rel=0.1)

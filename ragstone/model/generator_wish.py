@@ -1,0 +1,70 @@
+"""What a user wants changed about a checkpoint's generator when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ragstone.errors import InputError
+from ragstone.model.languages import Languages
+
+Quantization = Literal["8bit", "4bit"]
+HEADS = ("lm_head", "embed_out")
+"""What transformers' generators call their layer over the vocabulary, which loses most by rounding."""
+
+
+@dataclass(frozen=True)
+class GeneratorWish:
+    """None, or nothing, leaves what is recorded."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the generator's config to set (dropout, encoder_layerdrop, ...)."""
+    prompt_template: str | None = None
+    """Another prompt for a decoder-only generator."""
+    chat: bool | None = None
+    """Whether its chat template is put around the prompt."""
+    languages: Languages = field(default_factory=Languages)
+    """What a generator of several languages reads and writes."""
+    quantization: Quantization | None = None
+    """Keep the generator's linear layers in 8 or 4 bits. They cannot be trained; adapters beside them can."""
+    torch_dtype: str | None = None
+    """Type of its weights (float32, bfloat16, float16), and of what quantised layers compute in; float32 where None."""
+    device: torch.device | None = None
+    """Where quantised layers are put at once."""
+
+    @property
+    def weight_type(self) -> torch.dtype:
+        return torch.float32 if self.torch_dtype is None else getattr(torch, self.torch_dtype)
+
+    def loading_options(self, question_encoder: str) -> dict[str, Any]:
+        """What from_pretrained is told of quantisation, which leaves the modules under `question_encoder` alone.
+
+        Raises:
+            InputError: bitsandbytes is not installed.
+        """
+        if self.quantization is None:
+            return {}
+        from importlib.util import find_spec
+
+        from transformers import BitsAndBytesConfig
+
+        if find_spec("bitsandbytes") is None:
+            raise InputError(
+                f"--quantization {self.quantization} needs bitsandbytes, which is not installed; "
+                "pip install 'ragstone[quantization]'."
+            )
+        config = BitsAndBytesConfig(
+            load_in_8bit=self.quantization == "8bit",
+            load_in_4bit=self.quantization == "4bit",
+            llm_int8_skip_modules=[question_encoder, *HEADS],
+            bnb_4bit_compute_dtype=self.weight_type,
+            bnb_4bit_quant_type="nf4",
+        )
+        return {
+            "quantization_config": config,
+            "device_map": {"": self.device or "cpu"},
+            "dtype": self.weight_type,
+        }
