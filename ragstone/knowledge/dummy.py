@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,11 @@ def dummy_source(dimension: int) -> Path:
             f"note: searching a dummy source of {len(PASSAGES)} passages with made-up vectors (use_dummy_dataset), to "
             "try the model out; what it finds has nothing to do with the question."
         )
+    return _written(dimension)
+
+
+@cache
+def _written(dimension: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ragstone-dummy-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return write_dummy_source(folder, dimension)
