@@ -56,7 +56,8 @@ def load_encoder(
         normalize=settings.normalize if normalize is None else normalize,
         prompt=settings.prompt if prompt is None else prompt,
     )
-    tokenizer = pretrained_tokenizer(tokenizer_name_or_path or name_or_path, cache_dir=cache_dir)
+    # A folder of words alone (vocab.txt) does not say what reads them; it follows from the model that they are for.
+    tokenizer = pretrained_tokenizer(tokenizer_name_or_path or name_or_path, cache_dir=cache_dir, config=config)
     if tokenizer.pad_token is None:
         # Decoder-only models have none. The attention mask hides padding, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token

@@ -198,3 +198,13 @@ def test_damaged_folders(encoder: TextEncoder, tmp_path: Path, name: str, conten
     with pytest.raises(InputError, match=message) as caught:
         load_encoder(str(tmp_path), "question")
     assert "\n" not in str(caught.value)
+
+
+def test_words_alone_are_read_as_the_model_needs_them(plain_bert_folder: Path, tmp_path: Path) -> None:
+    """A folder that holds vocab.txt only, as BERT's first releases did."""
+    known = load_encoder(str(plain_bert_folder), "question")
+    words = sorted(known.tokenizer.get_vocab(), key=known.tokenizer.get_vocab().get)
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    encoder = load_encoder(str(plain_bert_folder), "question", tokenizer_name_or_path=str(tmp_path))
+    texts = ["who founded the town ?", "the river is blue"]
+    assert encoder.token_lists(texts)["input_ids"] == known.token_lists(texts)["input_ids"]

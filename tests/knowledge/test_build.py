@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from transformers import DPRConfig, DPRContextEncoder, PreTrainedTokenizerFast
@@ -80,6 +81,26 @@ def test_the_manifest_says_what_was_built(tmp_path: Path, encoder: TextEncoder) 
     assert statistics["queries_per_second"] > 0
 
 
+def test_an_index_that_finds_little_is_told_truthfully(tmp_path: Path) -> None:
+    """One that looks into one of fifty lists of random vectors; its recall is counted here by hand."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((2000, 16)).astype(np.float32)
+    with PassageWriter(tmp_path / PASSAGES_NAME, 16) as writer:
+        writer.write(["title"] * 2000, ["text"] * 2000, vectors)
+    index = faiss.index_factory(16, "IVF50,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / INDEX_NAME))
+    measured = build.measure_index(KnowledgeSource(tmp_path))
+    queries = vectors[np.linspace(0, 1999, 256).astype(np.int64)]
+    _, found = index.search(queries, 20)
+    best = np.argsort(-(queries @ vectors.T), axis=1)
+    for depth in (5, 20):
+        hits = [len({*row[:depth]} & {*nearest[:depth]}) for row, nearest in zip(found, best, strict=True)]
+        assert measured[f"recall@{depth}"] == pytest.approx(np.mean(hits) / depth, abs=1e-3)
+    assert 0 < measured["recall@20"] < 0.5
+
+
 def test_twins_do_not_lower_a_flat_index_recall(tmp_path: Path, encoder: TextEncoder) -> None:
     (tmp_path / "a.tsv").write_text("".join(f"same\t{WORDS[i % 3]}\n" for i in range(90)), encoding="utf-8")
     build_in(tmp_path / "source", tmp_path / "a.tsv", encoder, BuildPlan("flat"))
@@ -141,6 +162,9 @@ def measured(program: str, *arguments: object) -> int:
     return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
+NOISE = 25e6
+"""Bytes by which the same build's memory differs from run to run, at most: what allocators keep."""
+
 # Memory of its own, at its highest: pages of mapped files are the system's to take back whenever it needs them.
 BUILD = """
 import sys, threading
@@ -182,14 +206,15 @@ def test_memory_stays_flat_while_the_corpus_grows(tmp_path: Path, question_token
     DPRContextEncoder(config).save_pretrained(tmp_path / "encoder")
     question_tokenizer.save_pretrained(tmp_path / "encoder")
     peaks, sizes = [], []
-    for count in (1000, 9000):
+    for count in (2500, 10_000):
         documents = write_documents(tmp_path / f"{count}.tsv", count, words=6)
         folder = tmp_path / f"source{count}"
         peaks.append(measured(BUILD, tmp_path / "encoder", documents, folder))
         sizes.append((folder / INDEX_NAME).stat().st_size)
     grown = sizes[1] - sizes[0]
+    # The index alone grows by 60 MB, and the vectors beside the passages by as much.
     assert grown > 60e6
-    assert peaks[1] - peaks[0] < grown / 2
+    assert peaks[1] - peaks[0] < NOISE
 
 
 OPEN = """

@@ -17,6 +17,11 @@ QUESTIONS = ["who founded the town ?", "what is blue ?", "who was the king of th
 ANSWERS = ["otto", "the old river", "mara was king"]
 GENERATORS = [("BART", "rag_sequence"), ("BART", "rag_token"), ("T5", "rag_token")]
 """RagSequenceForGeneration cannot train or generate with a T5."""
+ROUNDING = 5e-5
+"""Part of a gradient's norm that float32 may take: most of what is summed up, over passages and positions, cancels."""
+FLOOR = 1e-2
+"""Part of the norm of all gradients together, below which a parameter's own norm is no measure: the biases of keys have
+gradients that are zero but for rounding."""
 CLASSES = {"rag_sequence": RagSequenceForGeneration, "rag_token": RagTokenForGeneration}
 
 
@@ -75,11 +80,11 @@ def test_loss_and_gradients(open_rag: Callable[..., Any], theirs: Any, label_smo
         (ours.generator.model, theirs.rag.generator),
     ):
         gradients = {name: parameter.grad for name, parameter in other.named_parameters() if parameter.grad is not None}
-        # Some gradients are zero but for rounding (biases of keys): all are held to the size of the whole.
-        size = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+        whole = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         for name, parameter in mine.named_parameters():
             if name in gradients:
-                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * size)
+                difference = (parameter.grad - gradients[name]).norm()
+                assert difference <= ROUNDING * gradients[name].norm().clamp(min=FLOOR * whole), name
                 compared += 1
     assert compared > 30
 
