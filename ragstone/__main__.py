@@ -35,6 +35,7 @@ COMMANDS = {
         "import_knowledge", "ImportKnowledgeSettings", "DPR's passages and vectors to a source"
     ),
     "import-legacy": Command("import_legacy", "ImportLegacySettings", "an old pickled DPR index to a source"),
+    "update-knowledge": Command("update_knowledge", "UpdateKnowledgeSettings", "add and delete documents of a source"),
     "verify": Command("verify", "VerifySettings", "check a knowledge source or a checkpoint"),
     "new-generator": Command("new_generator", "NewGeneratorSettings", "make a small generator without pretraining"),
     "make-practice": Command("make_practice", "MakePracticeSettings", "make cloze questions from passages"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -206,6 +209,35 @@ def plain_bert_folder(tmp_path_factory: pytest.TempPathFactory, question_tokeniz
     )
     BertModel(config).save_pretrained(folder)
     question_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def decoder_folder(folder: Path, family: str) -> Path:
+    """A decoder-only model of 16 dimensions with random weights: "qwen3" or "llama".
+
+    Its tokenizer puts an end token behind every text and pads on the left, as those of embedding models do.
+    """
+    tokenizer = t5_tokenizer()
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(5)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**saved, "padding_side": "left"}), encoding="utf-8")
     return folder
 
 

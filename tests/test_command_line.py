@@ -19,9 +19,11 @@ FLAGS = {
     "parse-dpr": "src_path evaluation_set gold_data_path",
     "train-retriever": "train_path output_dir",
     "build-knowledge": "csv_path output_dir dpr_ctx_encoder_model_name num_proc batch_size d m rag_model_name question "
-    "index max_words ray ray_address bm25",
+    "index max_words ray ray_address pooling normalize passage_prompt bm25",
+    "update-knowledge": "passages_path add_csv_path replace delete_titles delete_titles_path output_dir index",
     "consolidate": "model_type dest generator_name_or_path question_encoder_name_or_path "
-    "generator_tokenizer_name_or_path question_encoder_tokenizer_name_or_path config_name_or_path",
+    "generator_tokenizer_name_or_path question_encoder_tokenizer_name_or_path config_name_or_path pooling normalize "
+    "question_prompt passage_encoder_name_or_path passage_pooling passage_normalize passage_prompt",
     "finetune": "data_dir output_dir model_name_or_path model_type fp16 bf16 gpus do_train do_predict n_train n_val "
     "n_test max_source_length max_target_length val_max_target_length test_max_target_length label_smoothing prefix "
     "early_stopping_patience encoder_layerdrop decoder_layerdrop dropout attention_dropout learning_rate lr_scheduler "

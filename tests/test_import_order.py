@@ -13,7 +13,7 @@ import ragstone
 PACKAGE = Path(ragstone.__file__).parent
 ORDER = (
     ("errors", "types"),
-    ("flags", "interrupt", "output", "progress", "prompt_template"),
+    ("flags", "interrupt", "output", "progress", "prompt_template", "replacement"),
     ("settings",),
     ("processes",),
     ("encoders",),

@@ -53,6 +53,8 @@ class BuildKnowledgeSettings:
     """How an encoder that does not say so itself makes a vector of its tokens."""
     normalize: bool | None = None
     """Scale vectors to length one; as the encoder says where not given."""
+    passage_prompt: str | None = None
+    """Text put before every passage ("passage: "); as the encoder says where not given."""
     ray: bool = False
     """Embed on all hosts of a Ray cluster, which share the folder that --output_dir is in."""
     ray_address: str | None = None
@@ -142,7 +144,11 @@ def _encoder(settings: BuildKnowledgeSettings) -> TextEncoder:
     from ragstone.encoders.load import load_encoder
 
     encoder = load_encoder(
-        settings.dpr_ctx_encoder_model_name, "passage", pooling=settings.pooling, normalize=settings.normalize
+        settings.dpr_ctx_encoder_model_name,
+        "passage",
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        prompt=settings.passage_prompt,
     )
     if settings.d not in (None, encoder.dimension):
         raise InputError(

@@ -31,6 +31,16 @@ class ConsolidateSettings:
     """A RAG config to start from; without it nothing but the two models is needed."""
     passage_encoder_name_or_path: str | None = None
     """The passage encoder that belongs to the question encoder, so that a source made by another one is refused."""
+    pooling: Literal["cls", "mean", "last"] | None = None
+    """How a question encoder that does not say so itself makes a vector of its tokens; cls where not given."""
+    question_prompt: str | None = None
+    """Text put before every question ("query: "); as the encoder says where not given."""
+    passage_pooling: Literal["cls", "mean", "last"] | None = None
+    """--pooling that the source is built with, where the passage encoder does not say so itself."""
+    passage_normalize: bool | None = None
+    """--normalize or --no_normalize that the source is built with."""
+    passage_prompt: str | None = None
+    """--passage_prompt that the source is built with."""
     normalize: bool | None = None
     """Scale question vectors to length one; as the encoder says where not given. Longer ones find the same passages,
     but tell them apart more sharply: the best one weighs more in the answer."""
@@ -93,7 +103,12 @@ def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]
         generator_tokenizer=settings.generator_tokenizer_name_or_path,
         config=settings.config_name_or_path,
         passage_encoder=settings.passage_encoder_name_or_path,
+        pooling=settings.pooling,
         normalize=settings.normalize,
+        question_prompt=settings.question_prompt,
+        passage_pooling=settings.passage_pooling,
+        passage_normalize=settings.passage_normalize,
+        passage_prompt=settings.passage_prompt,
         allow_new_weights=settings.allow_new_weights,
         prompt_template=settings.prompt_template,
         chat=settings.chat,

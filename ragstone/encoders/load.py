@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ragstone.encoders.hub import hub_options
-from ragstone.encoders.pooling import POOLINGS, Pooling
+from ragstone.encoders.pooling import Pooling
+from ragstone.encoders.recorded import PROMPT_NAMES, Side, recorded_settings, wants_lower_case
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
 from ragstone.progress import activity
 
-Side = Literal["question", "passage"]
-PROMPT_NAMES: dict[Side, tuple[str, ...]] = {
-    "question": ("query", "question"),
-    "passage": ("passage", "document", "corpus"),
-}
 PASSAGE_ENCODER_KEY = "ragstone_passage_encoder"
-"""Entry of an encoder's config.json: the fingerprint of the passage encoder that it was trained with."""
+"""Entry of an encoder's config.json: the EncoderRecord of the passage encoder that it was trained with."""
 
 
 def load_encoder(
@@ -58,11 +54,14 @@ def load_encoder(
     )
     # A folder of words alone (vocab.txt) does not say what reads them; it follows from the model that they are for.
     tokenizer = pretrained_tokenizer(tokenizer_name_or_path or name_or_path, cache_dir=cache_dir, config=config)
+    if wants_lower_case(name_or_path, cache_dir) and tokenizer.tokenize("ABCDEF") != tokenizer.tokenize("abcdef"):
+        raise InputError(
+            f"{name_or_path} wants lower-cased text, but its tokenizer does not make it so; save the model with a "
+            "tokenizer that does."
+        )
     if tokenizer.pad_token is None:
         # Decoder-only models have none. The attention mask hides padding, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token
-    # Before the text, it would shift the positions of models that count them from the first place.
-    tokenizer.padding_side = "right"
     positions = getattr(config, "max_position_embeddings", None)
     limits = (settings.max_length, positions, tokenizer.model_max_length, max_length)
     settings = dataclasses.replace(settings, max_length=min(limit for limit in limits if limit))
@@ -126,53 +125,6 @@ def _model_class(config: Any) -> Any:
     return DPRContextEncoder if "DPRContextEncoder" in architectures else DPRQuestionEncoder
 
 
-def recorded_settings(
-    config: Any, side: Side, name_or_path: str | None = None, cache_dir: str | None = None
-) -> EncoderSettings:
-    """What a model itself says of its pooling, normalisation, prompt and length.
-
-    Args:
-        config: the transformers config.
-        side: whose prompt to take.
-        name_or_path: where a sentence-transformers model keeps what it says; None where there is only the config.
-        cache_dir: where downloads are kept.
-    """
-    if config.model_type == "dpr":
-        return EncoderSettings(pooling="pooler", pair=True)
-
-    def recorded(file_name: str) -> Any:
-        return {} if name_or_path is None else _read_json(name_or_path, file_name, cache_dir)
-
-    modules = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in recorded("modules.json")}
-    if not modules:
-        return EncoderSettings()
-    unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise InputError(f"{name_or_path} has the modules {sorted(unknown)}, which Ragstone cannot apply.")
-    pooling = recorded(f"{modules['Pooling']}/config.json") if "Pooling" in modules else {}
-    prompts = recorded("config_sentence_transformers.json").get("prompts") or {}
-    return EncoderSettings(
-        pooling=_pooling_of(pooling, str(name_or_path)) if pooling else "mean",
-        normalize="Normalize" in modules,
-        prompt=next((prompts[name] for name in PROMPT_NAMES[side] if prompts.get(name)), ""),
-        max_length=recorded("sentence_bert_config.json").get("max_seq_length") or 512,
-    )
-
-
-def _pooling_of(config: Any, name: str) -> Pooling:
-    if config.get("pooling_mode") in POOLINGS:
-        return config["pooling_mode"]
-    names: dict[str, Pooling] = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_lasttoken": "last",
-    }
-    chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    if len(chosen) != 1 or chosen[0] not in names:
-        raise InputError(f"{name} asks for the pooling {chosen}; Ragstone knows one of {sorted(names)}.")
-    return names[chosen[0]]
-
-
 def _needed(missing: Any, settings: EncoderSettings) -> list[str]:
     """The missing weights that this pooling uses."""
     return sorted(key for key in missing if settings.pooling == "pooler" or not key.startswith("pooler."))
@@ -210,25 +162,6 @@ def pretrained_tokenizer(name_or_path: str, what: str = "tokenizer", **options: 
     if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
         raise InputError(f"The {what} in {name_or_path} cannot be read (it has no vocabulary); save it again.")
     return tokenizer
-
-
-def _read_json(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:
-    """A JSON file of a model; an empty object where the model has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    path = Path(name_or_path) / file_name
-    if not Path(name_or_path).is_dir():
-        try:
-            path = Path(hf_hub_download(name_or_path, file_name, cache_dir=cache_dir, **hub_options(name_or_path)))
-        except EntryNotFoundError:
-            return {}
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

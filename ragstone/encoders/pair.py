@@ -28,12 +28,12 @@ class EncoderPair:
     def save(self, folder: Path) -> None:
         """Write both into folders of their own within `folder`.
 
-        The fingerprint of the passage encoder goes into both configs, so that a knowledge source that another one
-        built can be refused.
+        The record of the passage encoder goes into both configs, so that a knowledge source that another one built
+        can be refused.
         """
-        fingerprint = self.passage.fingerprint()
+        record = self.passage.record().plain()
         for encoder, name in ((self.question, QUESTION_ENCODER), (self.passage, PASSAGE_ENCODER)):
-            setattr(encoder.model.config, PASSAGE_ENCODER_KEY, fingerprint)
+            setattr(encoder.model.config, PASSAGE_ENCODER_KEY, record)
             save_encoder(encoder, folder / name)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from ragstone.encoders.pooling import Pooling, pool
 from ragstone.encoders.precision import Precision, compute_dtype
+from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.progress import ProgressBar, activity
 from ragstone.types import FloatArray
@@ -51,6 +52,8 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.settings = settings
         self.name = name
+        # Before the text, it would shift the positions of models that count them from the first place.
+        tokenizer.padding_side = "right"
         if settings.pooling != "pooler":
             # Its pooler has no part in the vectors.
             for path, parameter in model.named_parameters():
@@ -87,9 +90,9 @@ class TextEncoder(nn.Module):
         precision: Precision = "fp32",
         progress: ProgressBar | None = None,
     ) -> FloatArray:
-        """Vectors [len(texts), D], in the order given, without gradients. See embed_tokens."""
+        """Vectors [len(texts), D], in the order given, without gradients. See in_precision and embed_tokens."""
         tokens = self.token_lists(texts, titles)
-        return self.embed_tokens(tokens, batch_size=batch_size, precision=precision, progress=progress)
+        return self.in_precision(precision).embed_tokens(tokens, batch_size=batch_size, progress=progress)
 
     @torch.inference_mode()
     def embed_tokens(
@@ -97,45 +100,59 @@ class TextEncoder(nn.Module):
         tokens: TokenLists,
         *,
         batch_size: int = 32,
-        precision: Precision = "fp32",
         progress: ProgressBar | None = None,
     ) -> FloatArray:
         """Vectors [n, D] of n texts that token_lists made tokens of, in their order, without gradients.
 
-        Texts are batched by length, so that little is spent on padding. The encoder computes in `precision`: with
-        weights converted once for all batches, where autocast would convert them for every batch anew.
+        Texts are batched by length, so that little is spent on padding.
         """
         lengths = [len(ids) for ids in tokens["input_ids"]]
         vectors = np.empty((len(lengths), self.dimension), dtype=np.float32)
         order = np.argsort(np.negative(lengths), kind="stable")
-        encoder = self._converted(precision)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = self.tokenizer.pad(
                 {name: [values[row] for row in rows] for name, values in tokens.items()}, return_tensors="pt"
             )
-            vectors[rows] = encoder(**{name: tensor.to(self.device) for name, tensor in batch.items()}).cpu().numpy()
+            vectors[rows] = self(**{name: tensor.to(self.device) for name, tensor in batch.items()}).cpu().numpy()
             if progress is not None:
                 progress.advance(len(rows))
         return vectors
 
-    def _converted(self, precision: Precision) -> TextEncoder:
+    def in_precision(self, precision: Precision) -> TextEncoder:
+        """An encoder that computes in `precision`: this one for fp32, else one with a converted copy of the weights.
+
+        Take it once and use it for all texts. Autocast would convert the weights for every batch anew.
+
+        Raises:
+            InputError: the device has no such arithmetic.
+        """
         dtype = compute_dtype(self.device, precision)
         if dtype == torch.float32:
             return self
-        return TextEncoder(copy.deepcopy(self.model).to(dtype), self.tokenizer, self.settings, self.name)
+        return copy.deepcopy(self).to(dtype)
 
     @activity("Hashing the encoder")
     def fingerprint(self) -> str:
         """A hash of weights, vocabulary and settings: two encoders with the same one give the same vectors."""
         digest = hashlib.sha256(repr(dataclasses.asdict(self.settings)).encode())
+        self._hash_weights(digest)
+        return digest.hexdigest()[:32]
+
+    def record(self) -> EncoderRecord:
+        """What to remember of it beside vectors that it made."""
+        weights = hashlib.sha256()
+        self._hash_weights(weights)
+        settings = dataclasses.asdict(self.settings)
+        return EncoderRecord(self.fingerprint(), self.name, weights.hexdigest()[:32], settings)
+
+    def _hash_weights(self, digest: Any) -> None:
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             if "pooler" in name and self.settings.pooling != "pooler":
                 continue
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
 
     def token_lists(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> TokenLists:
         """Token ids and masks of each text, unpadded; `titles` makes the texts passages."""

@@ -121,6 +121,24 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
         faiss.write_index(index, str(path))
 
 
+def extend_index(old: Path, vectors: VectorStream, count: int, path: Path) -> bool:
+    """Write the index `old` with `count` more `vectors` to `path`, without building what it has already.
+
+    Returns:
+        Whether that was possible: an HNSW graph grows as it was built. An index that was trained fits the vectors of
+        its training, and a flat one is written anew as fast.
+    """
+    import faiss
+
+    if not isinstance(faiss.downcast_index(VectorIndex.open(old).faiss_index), faiss.IndexHNSWFlat):
+        return False
+    index = faiss.read_index(str(old))
+    _widen_search(index)
+    _add(index, vectors, count)
+    faiss.write_index(index, str(path))
+    return True
+
+
 def _add(index: Any, vectors: VectorStream, count: int) -> None:
     with progress_bar("Indexing", count) as bar:
         for chunk in vectors():

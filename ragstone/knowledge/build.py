@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,8 +53,8 @@ def embed_here(corpus: Corpus, encoder: TextEncoder, plan: BuildPlan, folder: Pa
     """Embed the corpus in this process, on the encoder's device; see Embed."""
     with PassageWriter(folder, encoder.dimension) as writer, progress_bar("Embedding", corpus.passages) as bar:
         groups = corpus.groups(PASSAGES_AT_ONCE)
-        embedded = embed_groups(groups, encoder, batch_size=plan.batch_size, precision=plan.precision, progress=bar)
-        for group, vectors in embedded:
+        converted = encoder.in_precision(plan.precision)
+        for group, vectors in embed_groups(groups, converted, batch_size=plan.batch_size, progress=bar):
             writer.write([passage.title for passage in group], [passage.text for passage in group], vectors)
 
 
@@ -72,7 +73,7 @@ def build_knowledge_source(
     corpus = read_corpus(files, plan.max_words)
     factory = factory_string(plan.index, encoder.dimension, corpus.passages, plan.m)
     embed(corpus, encoder, plan, folder / PASSAGES_NAME)
-    record = SourceRecord(encoder.name, encoder.fingerprint(), corpus.documents, plan.max_words)
+    record = SourceRecord.of(encoder, corpus.documents, plan.max_words)
     return complete_source(folder, factory, record, began, bm25=plan.bm25)
 
 
@@ -85,9 +86,33 @@ class SourceRecord:
     encoder_fingerprint: str | None
     documents: int
     max_words: int
+    metric: str = "inner_product"
+    """As in the manifest, as the next two."""
+    encoder_weights: str | None = None
+    encoder_settings: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, documents: int, max_words: int) -> SourceRecord:
+        """Of a source whose vectors `encoder` made."""
+        record = encoder.record()
+        metric = "cosine" if encoder.settings.normalize else "inner_product"
+        settings = dict(record.settings or {})
+        return cls(encoder.name, record.fingerprint, documents, max_words, metric, record.weights, settings)
 
 
-def complete_source(folder: Path, factory: str, record: SourceRecord, began: float, *, bm25: bool = False) -> Manifest:
+MakeIndex = Callable[[PassageStore, Path], bool]
+"""Writes an index over the store's vectors to a path; false where it cannot, and wrote nothing."""
+
+
+def complete_source(
+    folder: Path,
+    factory: str,
+    record: SourceRecord,
+    began: float,
+    *,
+    bm25: bool = False,
+    make_index: MakeIndex | None = None,
+) -> Manifest:
     """Build the index over passages that are in `folder` with their vectors, measure it, and describe the whole.
 
     Args:
@@ -96,13 +121,15 @@ def complete_source(folder: Path, factory: str, record: SourceRecord, began: flo
         record: what the manifest says besides.
         began: when the work on the source began, by time.perf_counter.
         bm25: whether an index over words is built beside it.
+        make_index: makes the index another way than from all vectors.
 
     Raises:
         InputError: an index that cannot be built over so many vectors.
     """
     embedded = time.perf_counter()
     store = PassageStore(folder / PASSAGES_NAME)
-    build_index(store.vector_chunks, len(store), store.dimension, factory, folder / INDEX_NAME)
+    if make_index is None or not make_index(store, folder / INDEX_NAME):
+        build_index(store.vector_chunks, len(store), store.dimension, factory, folder / INDEX_NAME)
     indexed = time.perf_counter()
     measured = measure_index(KnowledgeSource(folder / PASSAGES_NAME))
     if bm25:
@@ -112,7 +139,9 @@ def complete_source(folder: Path, factory: str, record: SourceRecord, began: flo
         encoder=record.encoder,
         encoder_fingerprint=record.encoder_fingerprint,
         dimension=store.dimension,
-        metric="inner_product",
+        metric=record.metric,
+        encoder_weights=record.encoder_weights,
+        encoder_settings=record.encoder_settings,
         documents=record.documents,
         passages=len(store),
         max_words=record.max_words,

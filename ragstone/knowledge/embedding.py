@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder, TokenLists, check_finite
 from ragstone.progress import ProgressBar
 from ragstone.types import FloatArray, Passage
@@ -16,7 +15,6 @@ def embed_groups(
     encoder: TextEncoder,
     *,
     batch_size: int,
-    precision: Precision,
     progress: ProgressBar | None = None,
 ) -> Iterator[tuple[list[Passage], FloatArray]]:
     """Each group of n passages with its vectors [n, D].
@@ -24,10 +22,10 @@ def embed_groups(
     Passages of like length within a group go through the encoder together, so a large group costs less padding.
 
     Raises:
-        InputError: the encoder gives vectors that are not finite, or cannot compute in `precision` here.
+        InputError: the encoder gives vectors that are not finite.
     """
     for group, tokens in _tokenised_ahead(groups, encoder):
-        vectors = encoder.embed_tokens(tokens, batch_size=batch_size, precision=precision, progress=progress)
+        vectors = encoder.embed_tokens(tokens, batch_size=batch_size, progress=progress)
         check_finite(vectors, encoder)
         yield group, vectors
 

@@ -40,7 +40,7 @@ class ImportPlan:
         """What the source's manifest says of its origin."""
         if self.encoder is None:
             return SourceRecord(None, None, documents, max_words)
-        return SourceRecord(self.encoder.name, self.encoder.fingerprint(), documents, max_words)
+        return SourceRecord.of(self.encoder, documents, max_words)
 
     def refuse_other_dimension(self, dimension: int, where: Path) -> None:
         """Refuse vectors that the encoder cannot have made.

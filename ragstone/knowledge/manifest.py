@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 
 FILE_NAME = "knowledge.json"
@@ -25,7 +26,7 @@ class Manifest:
     dimension: int
     """D of the vectors; 0 where there are none."""
     metric: str
-    """inner_product, or bm25 where there are no vectors."""
+    """inner_product, or cosine where all vectors have length one; bm25 where there are no vectors."""
     documents: int
     passages: int
     max_words: int
@@ -35,6 +36,17 @@ class Manifest:
     """Path within the folder to SHA-256."""
     statistics: dict[str, float]
     """What building took and gave: seconds, bytes, recall@5, recall@20, queries_per_second, bm25_words."""
+    encoder_weights: str | None = None
+    """Hash of the passage encoder's weights and vocabulary alone; None where that is not recorded, as the next."""
+    encoder_settings: dict[str, Any] | None = None
+    """What else makes its vectors: pooling, normalize, prompt, max_length, pair."""
+
+    @property
+    def encoder_record(self) -> EncoderRecord | None:
+        """The passage encoder; None where it is not recorded."""
+        if not self.encoder_fingerprint:
+            return None
+        return EncoderRecord(self.encoder_fingerprint, self.encoder, self.encoder_weights, self.encoder_settings)
 
     def save(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
@@ -52,7 +64,9 @@ class Manifest:
             return None
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+            fields = dataclasses.fields(cls)
+            required = {field.name: values[field.name] for field in fields if field.default is dataclasses.MISSING}
+            return cls(**({field.name: values.get(field.name, field.default) for field in fields} | required))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}); build the knowledge source again.") from error
 

@@ -154,9 +154,9 @@ class EmbedPart:
         # Tokenizers would take all cores of the host, whoever else works there.
         os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))
         self._folder = folder
-        self._encoder: TextEncoder = ray.get(encoder).to(best_device())
+        whole: TextEncoder = ray.get(encoder).to(best_device())
+        self._encoder = whole.in_precision(precision)
         self._batch_size = batch_size
-        self._precision = precision
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Finish the parts whose numbers are given; what stands in the way is told, since Ray would retry an error."""
@@ -169,7 +169,7 @@ class EmbedPart:
             return ""
         try:
             groups = part.groups(PASSAGES_AT_ONCE)
-            embedded = embed_groups(groups, self._encoder, batch_size=self._batch_size, precision=self._precision)
+            embedded = embed_groups(groups, self._encoder, batch_size=self._batch_size)
             part.finish(embedded, self._encoder.dimension)
         except InputError as error:
             return str(error)

@@ -6,13 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.index.bm25 import Bm25Index
 from ragstone.index.vector_index import VectorIndex
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.no_vectors import no_vectors
 from ragstone.knowledge.row_store import open_store
+from ragstone.replacement import read_one_version
 from ragstone.types import FloatArray
 
 PASSAGES_NAME = "my_knowledge_dataset"
@@ -39,30 +42,54 @@ class SourceInfo:
     encoder: str | None
     """Name of the passage encoder that built it; None where that is not recorded."""
     encoder_fingerprint: str | None
+    encoder_weights: str | None = None
+    """See EncoderRecord, as for the next."""
+    encoder_settings: dict[str, Any] | None = None
 
-    def refuse_other_encoder(self, dimension: int, passage_encoder_fingerprint: str | None, model_name: str) -> None:
+    def refuse_other_encoder(
+        self,
+        dimension: int,
+        passage_encoder: EncoderRecord | None,
+        model_name: str,
+        question_encoder: EncoderRecord | None = None,
+    ) -> None:
         """Refuse a question encoder whose passage encoder did not build this source.
 
         Args:
             dimension: D of the question encoder's vectors.
-            passage_encoder_fingerprint: of the passage encoder that it belongs to, None where that is not known.
+            passage_encoder: the passage encoder that it belongs to, None where that is not known.
             model_name: what the message calls the model.
+            question_encoder: the question encoder as it was before fine-tuning. Where the source was built by the same
+                model, the settings in this record must be those of the source.
 
         Raises:
-            InputError: names both encoders.
+            InputError: names both encoders, and in what they differ.
         """
         if dimension != self.dimension:
             raise InputError(
                 f"{model_name} makes question vectors of {dimension} dimensions, but the knowledge source "
                 f"{self.folder} has {self.dimension}; build the source with the passage encoder of the model."
             )
-        if self.encoder_fingerprint is None or passage_encoder_fingerprint in (None, self.encoder_fingerprint):
+        if not self.encoder_fingerprint:
             return
-        raise InputError(
-            f"The knowledge source {self.folder} was built with the passage encoder {self.encoder} "
-            f"(fingerprint {self.encoder_fingerprint}), but {model_name} belongs to another one "
-            f"(fingerprint {passage_encoder_fingerprint}); build the source with that one."
-        )
+        built = EncoderRecord(self.encoder_fingerprint, self.encoder, self.encoder_weights, self.encoder_settings)
+        if passage_encoder is not None and passage_encoder.fingerprint != built.fingerprint:
+            differences = built.differences(passage_encoder)
+            reason = f"; they differ in {', '.join(differences)}" if differences else ""
+            name = f" {passage_encoder.name}" if passage_encoder.name else ""
+            raise InputError(
+                f"The knowledge source {self.folder} was built with the passage encoder {self.encoder} "
+                f"(fingerprint {built.fingerprint}), but {model_name} belongs to another one{name} "
+                f"(fingerprint {passage_encoder.fingerprint}){reason}; build the source with that one."
+            )
+        if passage_encoder is None and question_encoder is not None and question_encoder.weights == built.weights:
+            differences = built.differences(question_encoder)
+            if differences:
+                raise InputError(
+                    f"The knowledge source {self.folder} was built with {self.encoder}, as was {model_name}, but they "
+                    f"differ in {', '.join(differences)}; give consolidate the --pooling and --normalize that "
+                    "build-knowledge was given."
+                )
 
 
 @dataclass(frozen=True)
@@ -111,10 +138,15 @@ class KnowledgeSource:
         """
         passages_path = passages_folder(passages_path)
         self.folder = passages_path.parent
-        self.store = open_store(passages_path)
         self.index_path = index_path or self.folder / INDEX_NAME
+        # An update may put another version in the source's place while it is opened.
+        read_one_version(self.folder, lambda: self._open(passages_path))
+
+    def _open(self, passages_path: Path) -> None:
+        self.store = open_store(passages_path)
         self._index = VectorIndex.open(self.index_path) if self.store.has_vectors else None
         self.manifest = Manifest.load(self.folder) if passages_path.name == PASSAGES_NAME else None
+        self._fingerprint = self._fingerprint_of_files()
         self._check()
 
     def __len__(self) -> int:
@@ -160,6 +192,8 @@ class KnowledgeSource:
                 f"The BM25 index {index.path} holds {len(index)} passages, but {self.store.folder} has {len(self)}; "
                 "build the knowledge source again."
             )
+        if self._fingerprint_of_files() != self._fingerprint:
+            raise InputError(f"{self.folder} was updated since it was opened; open it again.")
         return index
 
     def info(self) -> SourceInfo:
@@ -173,6 +207,8 @@ class KnowledgeSource:
             fingerprint=self.fingerprint(),
             encoder=None if self.manifest is None else self.manifest.encoder,
             encoder_fingerprint=None if self.manifest is None else self.manifest.encoder_fingerprint,
+            encoder_weights=None if self.manifest is None else self.manifest.encoder_weights,
+            encoder_settings=None if self.manifest is None else self.manifest.encoder_settings,
         )
 
     def vectors(self, first: int, last: int) -> list[FloatArray]:
@@ -188,8 +224,14 @@ class KnowledgeSource:
     def fingerprint(self) -> str:
         """A short text that differs between sources with different content, and changes when one is built anew.
 
-        A manifest stands for the files that it lists; any others are told apart by name, size and time of change,
-        since reading them would take minutes.
+        It is of the source as it was opened, whatever stands in its place now.
+        """
+        return self._fingerprint
+
+    def _fingerprint_of_files(self) -> str:
+        """A manifest stands for the files that it lists; any others are told apart by name, size and time of change.
+
+        Reading those would take minutes.
         """
         listed = self.manifest is not None and self.index_path.resolve() == (self.folder / INDEX_NAME).resolve()
         files = [] if self.manifest else sorted(self.store.folder.iterdir())

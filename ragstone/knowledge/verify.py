@@ -18,6 +18,7 @@ from ragstone.knowledge.build import measure_index
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.source import PASSAGES_NAME, KnowledgeSource
 from ragstone.progress import progress_bar, track
+from ragstone.replacement import read_one_version
 from ragstone.types import FloatArray
 
 REMEDY = "copy it again from where it was built, or build the knowledge source again"
@@ -56,6 +57,11 @@ def verify_source(path: Path) -> SourceReport:
         InputError: no source, or a damaged one; names the file and what to do.
     """
     folder = path.parent if path.name == PASSAGES_NAME else path
+    # What an update replaces in the middle of it is checked anew, and not taken for damaged.
+    return read_one_version(folder, lambda: _verify(path, folder))
+
+
+def _verify(path: Path, folder: Path) -> SourceReport:
     manifest = Manifest.load(folder)
     # Before anything is opened: libraries that map a damaged file may crash instead of complaining.
     files = 0 if manifest is None else _check_files(folder, manifest)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragstone.encoders.load import pretrained, pretrained_tokenizer, recorded_settings, refuse_new_weights
+from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
+from ragstone.encoders.record import EncoderRecord
+from ragstone.encoders.recorded import recorded_settings
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
@@ -67,9 +69,18 @@ class Checkpoint:
         )
 
     @property
-    def passage_encoder_fingerprint(self) -> str | None:
-        """Of the passage encoder that the question encoder belongs to; None where the checkpoint does not know."""
-        return own_settings(self.config).get("passage_encoder_fingerprint")
+    def passage_encoder(self) -> EncoderRecord | None:
+        """The passage encoder that the question encoder belongs to; None where the checkpoint does not know."""
+        own = own_settings(self.config)
+        return EncoderRecord.read(own.get("passage_encoder") or own.get("passage_encoder_fingerprint"))
+
+    @property
+    def question_encoder_origin(self) -> EncoderRecord | None:
+        """The question encoder before it was fine-tuned, with what a source of the same model must agree to.
+
+        Recorded where the passage encoder is not known, see model.consolidate.
+        """
+        return EncoderRecord.read(own_settings(self.config).get("question_encoder_origin"))
 
 
 def own_settings(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from ragstone.encoders.load import (
     pretrained_tokenizer,
     refuse_new_weights,
 )
+from ragstone.encoders.pooling import Pooling
+from ragstone.encoders.record import EncoderRecord
+from ragstone.encoders.recorded import is_sentence_transformers
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
@@ -37,8 +41,14 @@ class Parts:
     """A RAG config to start from; transformers' defaults where None."""
     passage_encoder: str | None = None
     """The passage encoder that belongs to the question encoder, where that is not known."""
+    pooling: Pooling | None = None
+    """Of the question encoder, which says so itself where None; as the next two."""
     normalize: bool | None = None
-    """Whether question vectors get length one; as the question encoder says where None."""
+    question_prompt: str | None = None
+    passage_pooling: Pooling | None = None
+    """Of the passage encoder; so are the next two."""
+    passage_normalize: bool | None = None
+    passage_prompt: str | None = None
     allow_new_weights: bool = False
     prompt_template: str | None = None
     """A decoder-only generator's prompt."""
@@ -60,7 +70,9 @@ def join_parts(parts: Parts) -> Checkpoint:
     encoder = load_encoder(
         parts.question_encoder,
         "question",
+        pooling=parts.pooling,
         normalize=parts.normalize,
+        prompt=parts.question_prompt,
         tokenizer_name_or_path=parts.question_encoder_tokenizer,
         allow_new_weights=parts.allow_new_weights,
     )
@@ -79,7 +91,12 @@ def join_parts(parts: Parts) -> Checkpoint:
     config.retrieval_vector_size = encoder.dimension
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "vocab_size"):
         setattr(config, name, getattr(generator.config, name, None))
-    config.ragstone = {**own_settings(config), "passage_encoder_fingerprint": _partner(encoder, parts)}
+    partner = _partner(encoder, parts)
+    config.ragstone = {
+        **own_settings(config),
+        "passage_encoder": None if partner is None else partner.plain(),
+        "question_encoder_origin": _origin(encoder, parts).plain() if partner is None else None,
+    }
     prompt = choose_prompt(generator.config, tokenizer, None, parts.prompt_template, parts.chat)
     record_prompt(config, prompt)
     joined = as_generator(generator.float().eval(), tokenizer, prompt)
@@ -128,18 +145,39 @@ def _write(checkpoint: Checkpoint, folder: Path, model_type: RagType) -> str:
         return _try_out(written)
 
 
-def _partner(encoder: TextEncoder, parts: Parts) -> str | None:
-    """Fingerprint of the passage encoder that belongs to the question encoder, None where nobody knows.
+def _partner(encoder: TextEncoder, parts: Parts) -> EncoderRecord | None:
+    """The passage encoder that belongs to the question encoder, None where nobody knows.
 
     Known are: a passage encoder that the user names, one that the question encoder was trained with, and the model
     itself where it is a sentence-transformers folder, which encodes both sides.
     """
+    recorded = EncoderRecord.read(getattr(encoder.model.config, PASSAGE_ENCODER_KEY, None))
+    options: dict[str, Any] = {"normalize": parts.passage_normalize, "prompt": parts.passage_prompt}
     if parts.passage_encoder is not None:
-        return load_encoder(parts.passage_encoder, "passage").fingerprint()
-    recorded = getattr(encoder.model.config, PASSAGE_ENCODER_KEY, None)
-    if recorded is None and (Path(parts.question_encoder) / "modules.json").is_file():
-        return load_encoder(parts.question_encoder, "passage").fingerprint()
+        named = load_encoder(parts.passage_encoder, "passage", pooling=parts.passage_pooling, **options)
+        return named.record()
+    if recorded is None and is_sentence_transformers(parts.question_encoder):
+        pooling = parts.passage_pooling or parts.pooling
+        return load_encoder(parts.question_encoder, "passage", pooling=pooling, **options).record()
+    if parts.passage_pooling is not None or any(value is not None for value in options.values()):
+        raise InputError(
+            "--passage_pooling, --passage_normalize and --passage_prompt tell of a passage encoder; name it with "
+            "--passage_encoder_name_or_path."
+        )
     return recorded
+
+
+def _origin(encoder: TextEncoder, parts: Parts) -> EncoderRecord:
+    """The question encoder with what a source must agree to that the same model built: how a vector is made.
+
+    Whether vectors get length one is left out where the user says so: it changes no ranking, only how sharply the
+    scores tell passages apart.
+    """
+    record = encoder.record()
+    settings: dict[str, Any] = {"pooling": encoder.settings.pooling}
+    if parts.normalize is None:
+        settings["normalize"] = encoder.settings.normalize
+    return dataclasses.replace(record, settings=settings)
 
 
 def _try_out(checkpoint: Checkpoint) -> str:

@@ -148,8 +148,8 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
     encoder = checkpoint.question_encoder
     source, finder = open_finder(method, request.retrieval, chosen.location, encoder)
     if method.by_vectors:
-        expected = checkpoint.passage_encoder_fingerprint
-        source.refuse_other_encoder(encoder.dimension, expected, request.name_or_path)
+        origin = checkpoint.question_encoder_origin
+        source.refuse_other_encoder(encoder.dimension, checkpoint.passage_encoder, request.name_or_path, origin)
     if request.max_source_length is not None:
         length = min(request.max_source_length, encoder.settings.max_length)
         encoder.settings = dataclasses.replace(encoder.settings, max_length=length)

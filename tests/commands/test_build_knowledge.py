@@ -311,6 +311,7 @@ def test_a_build_on_a_cluster_that_is_stopped_goes_on(flags: list[str], models_f
 @pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning")
 def test_the_documentations_commands(
     models_folder: Path,
+    plain_bert_folder: Path,
     documents_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -319,6 +320,8 @@ def test_the_documentations_commands(
     """Every command of docs/build-a-knowledge-source.md, in a folder that holds what the page says."""
     (tmp_path / "retriever").symlink_to(models_folder)
     (tmp_path / "generator").symlink_to(models_folder / "generator")
+    (tmp_path / "e5").symlink_to(plain_bert_folder)
+    (tmp_path / "gone.txt").write_text("river\n", encoding="utf-8")
     (tmp_path / "documents.tsv").write_bytes(documents_file.read_bytes())
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.jsonl").write_text('{"title": "king", "text": "the old king"}\n', encoding="utf-8")
@@ -328,7 +331,7 @@ def test_the_documentations_commands(
     monkeypatch.setenv("RAY_ADDRESS", "local")
     page = (Path(__file__).parents[2] / "docs" / "build-a-knowledge-source.md").read_text(encoding="utf-8")
     commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    ragstone ")]
-    assert len(commands) == 7
+    assert len(commands) == 10
     for words in commands:
         assert main(words) == 0, words
     assert len(KnowledgeSource(tmp_path / "knowledge-of-all")) == 8

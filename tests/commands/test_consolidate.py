@@ -157,7 +157,7 @@ def test_a_sentence_transformers_question_encoder(
         rtol=1e-6,
     )
     # Such a folder encodes both sides: the checkpoint knows which sources belong to it.
-    assert checkpoint.passage_encoder_fingerprint == load_encoder(str(tmp_path / "encoder"), "passage").fingerprint()
+    assert checkpoint.passage_encoder.fingerprint == load_encoder(str(tmp_path / "encoder"), "passage").fingerprint()
 
 
 def test_a_passage_encoder_that_is_named_is_remembered(
@@ -165,7 +165,7 @@ def test_a_passage_encoder_that_is_named_is_remembered(
 ) -> None:
     assert main([*flags, "--passage_encoder_name_or_path", str(models_folder / "passage_encoder")]) == 0
     built_by = json.loads((source_folder / "knowledge.json").read_text())["encoder_fingerprint"]
-    assert load_checkpoint(str(tmp_path / "rag")).passage_encoder_fingerprint == built_by
+    assert load_checkpoint(str(tmp_path / "rag")).passage_encoder.fingerprint == built_by
 
 
 @pytest.mark.parametrize(

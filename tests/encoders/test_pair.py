@@ -20,7 +20,7 @@ def reloaded(folder: Path) -> EncoderPair:
 
 
 def recorded(folder: Path, name: str) -> str:
-    return json.loads((folder / name / "config.json").read_text(encoding="utf-8"))[PASSAGE_ENCODER_KEY]
+    return json.loads((folder / name / "config.json").read_text(encoding="utf-8"))[PASSAGE_ENCODER_KEY]["fingerprint"]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -145,7 +145,7 @@ def run(cluster: None, documents: Path, encoder: MarkingEncoder, tmp_path_factor
     for part in open_parts(parts, read_corpus([documents], PLAN.max_words), encoder, "fp32", PER_PART).unfinished()[
         1:3
     ]:
-        part.finish(embed_groups(part.groups(PER_PART), encoder, batch_size=4, precision="fp32"), encoder.dimension)
+        part.finish(embed_groups(part.groups(PER_PART), encoder, batch_size=4), encoder.dimension)
     early = {path: path.stat().st_mtime_ns for path in finished(parts)}
     for path in encoder.folder.iterdir():
         path.unlink()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast, RagConfig, RagRetriever
 
+from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
@@ -120,12 +121,12 @@ def test_an_index_of_other_passages_is_refused(
 def test_an_encoder_that_did_not_build_it_is_refused(source_folder: Path) -> None:
     source = KnowledgeSource(source_folder).info()
     assert source.encoder_fingerprint
-    source.refuse_other_encoder(16, source.encoder_fingerprint, "a model")
+    source.refuse_other_encoder(16, EncoderRecord(source.encoder_fingerprint), "a model")
     source.refuse_other_encoder(16, None, "a model")
     with pytest.raises(InputError, match=r"a model makes question vectors of 8 dimensions, but .* has 16"):
         source.refuse_other_encoder(8, None, "a model")
     with pytest.raises(InputError, match=r"was built with the passage encoder .*passage_encoder .*fingerprint other"):
-        source.refuse_other_encoder(16, "other", "a model")
+        source.refuse_other_encoder(16, EncoderRecord("other"), "a model")
 
 
 def test_a_damaged_manifest_is_named(source_folder: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_in_few_bits(
     with torch.no_grad():
         assert few(QUESTIONS, ANSWERS).nll == pytest.approx(whole(QUESTIONS, ANSWERS).nll, rel=0.1)
     assert few.generate(QUESTIONS, Decoding(num_beams=2, max_length=6))
-    tuned: Any = open_model(dataclasses.replace(request, quantization=bits, lora=LoraSettings(r=2, alpha=4)))
+    tuned: Any = open_model(dataclasses.replace(request, quantization=bits, lora=LoraSettings(r=2, alpha=4))).train()
     optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
     losses = []
     for _ in range(5):
@@ -271,7 +271,7 @@ def test_in_few_bits(
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    tuned.save(tmp_path / "adapted")
+    tuned.eval().save(tmp_path / "adapted")
     merge_checkpoint(str(tmp_path / "adapted"), tmp_path / "merged")
     merged: Any = open_model(ModelRequest(str(tmp_path / "merged")))
     with torch.no_grad():

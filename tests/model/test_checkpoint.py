@@ -101,7 +101,7 @@ def test_theirs_opens_here(
     assert {parameter.dtype for parameter in ours.question_encoder.parameters()} == {torch.float32}
     hold_together(ours, theirs.float())
     assert ours.model_type == model_type
-    assert ours.passage_encoder_fingerprint is None
+    assert ours.passage_encoder is None
     assert ours.question_encoder.settings.pooling == "pooler"
     assert ours.question_encoder.settings.max_length == 64
     model = open_model(ModelRequest(str(folder), passages_path=str(source_folder)))
@@ -133,7 +133,7 @@ def test_sentence_transformers_question_encoder(tmp_path: Path, models_folder: P
     hold_together(ours, RagSequenceForGeneration.from_pretrained(tmp_path / "rag"))
     expected = SentenceTransformer(minilm_folder, device="cpu").encode(QUESTIONS)
     torch.testing.assert_close(ours.question_encoder.embed(QUESTIONS), expected, rtol=1e-4, atol=1e-5)
-    assert ours.passage_encoder_fingerprint == load_encoder(minilm_folder, "passage").fingerprint()
+    assert ours.passage_encoder.fingerprint == load_encoder(minilm_folder, "passage").fingerprint()
 
 
 def test_saved_model_opens_again_without_flags(
