@@ -261,6 +261,9 @@ def _context(recorded: ContextFormat, request: ModelRequest, generator: Generato
 def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
     """Adapters and gradient checkpointing, as asked for."""
     generator, lora = checkpoint.generator, request.lora
+    if lora is not None and request.quantization == "4bit" and generator.model.device.type == "cpu":
+        # What bitsandbytes multiplies 4 bits with on a CPU has no gradient.
+        raise InputError("--quantization 4bit can be trained beside on a GPU only; on a CPU take 8bit.")
     if request.quantization is not None and lora is None:
         # A search or an evaluation; rounded weights have no gradients.
         generator.model.requires_grad_(False)

@@ -40,7 +40,7 @@ def opened(tmp_path: Path, corpus: Corpus, encoder: TextEncoder) -> Callable[...
 
 
 def finish(part: Part, encoder: TextEncoder) -> None:
-    part.finish(embed_groups(part.groups(3), encoder, batch_size=2, precision="fp32"), encoder.dimension)
+    part.finish(embed_groups(part.groups(3), encoder, batch_size=2), encoder.dimension)
 
 
 def numbers(parts: list[Part]) -> list[int]:
@@ -176,7 +176,7 @@ def test_what_is_left_when_a_build_fails(
 
 def test_two_processes_at_the_same_part(opened: Callable[..., Parts], encoder: TextEncoder) -> None:
     part = opened().unfinished()[0]
-    embedded = list(embed_groups(part.groups(3), encoder, batch_size=2, precision="fp32"))
+    embedded = list(embed_groups(part.groups(3), encoder, batch_size=2))
 
     def slowly() -> Iterator[tuple[list[Passage], FloatArray]]:
         yield embedded[0]

@@ -261,7 +261,12 @@ def test_in_few_bits(
     with torch.no_grad():
         assert few(QUESTIONS, ANSWERS).nll == pytest.approx(whole(QUESTIONS, ANSWERS).nll, rel=0.1)
     assert few.generate(QUESTIONS, Decoding(num_beams=2, max_length=6))
-    tuned: Any = open_model(dataclasses.replace(request, quantization=bits, lora=LoraSettings(r=2, alpha=4))).train()
+    adapted = dataclasses.replace(request, quantization=bits, lora=LoraSettings(r=2, alpha=4))
+    if bits == "4bit" and few.generator_model.device.type == "cpu":
+        with pytest.raises(InputError, match="--quantization 4bit can be trained beside on a GPU only"):
+            open_model(adapted)
+        return
+    tuned: Any = open_model(adapted).train()
     optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
     losses = []
     for _ in range(5):
