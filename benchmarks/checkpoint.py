@@ -48,7 +48,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(GeneratorSize(256, 3, 3, 4), bert=False, steps=400, documents=None),
+    "small": Size(GeneratorSize(256, 3, 3, 4), bert=False, steps=160, documents=None),
     "base": Size(GeneratorSize(768, 6, 6, 12, 1024), bert=True, steps=0, documents=1000),
     "large": Size(GeneratorSize(1024, 12, 12, 16, 1024), bert=True, steps=0, documents=1000),
 }

@@ -190,9 +190,13 @@ class Bench:
 
     def _setup(self, model_type: RagType) -> Setup:
         info, material = self._source.info(), self._material
-        encoder = str(material.passage_encoder)
         return Setup(
-            str(material.checkpoint), info.passages_path, info.index_path, encoder, model_type, material.n_docs
+            str(material.checkpoint),
+            info.passages_path,
+            str(info.index_path),
+            str(material.passage_encoder),
+            model_type,
+            material.n_docs,
         )
 
     def _make_inputs(self) -> Inputs:
