@@ -13,12 +13,16 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PEAK = "peak MiB:"
+SAMPLED_EVERY = 0.02
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Finished:
     """From its start to its first line on standard output."""
     mib: float
     """Of memory at its peak: a GPU's where it computed on one."""
+    own_mib: float
+    """Of the machine's memory at its peak without what is mapped of files, which the system can take back; sampled."""
     lines: list[str]
     """Of standard output."""
 
@@ -46,14 +52,16 @@ def run_fresh(module: str, arguments: Sequence[str], environment: Mapping[str, s
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(environment or {})}
         ) as process:
             assert process.stdout is not None
-            first = process.stdout.readline()
-            seconds = time.perf_counter() - began
-            lines = [first, *process.stdout]
+            with _Sampled(process) as sampled:
+                first = process.stdout.readline()
+                seconds = time.perf_counter() - began
+                lines = [first, *process.stdout]
         errors.seek(0)
         said = errors.read()
     if process.returncode or PEAK not in said:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}:\n{said[-3000:]}")
-    return Finished(seconds, float(said.rsplit(PEAK, 1)[1].split()[0]), [line.rstrip("\n") for line in lines])
+    mib = float(said.rsplit(PEAK, 1)[1].split()[0])
+    return Finished(seconds, mib, sampled.mib, [line.rstrip("\n") for line in lines])
 
 
 def peak_mib() -> float:
@@ -62,8 +70,36 @@ def peak_mib() -> float:
     if torch is not None and torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**20
     # Not getrusage's figure, which a process takes over from the one that started it.
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return _status_mib("self", "VmHWM")
+
+
+class _Sampled:
+    """Looks at a process's own memory again and again within the with-block."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.mib = 0.0
+        self._process = process
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> _Sampled:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(SAMPLED_EVERY):
+            # A process that is over has no status, or one without memory.
+            with suppress(OSError, StopIteration):
+                self.mib = max(self.mib, _status_mib(str(self._process.pid), "RssAnon"))
+
+
+def _status_mib(process: str, name: str) -> float:
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -196,7 +196,7 @@ def _both(
     checkpoint, folder = _made(settings)
     info = KnowledgeSource(folder).info()
     options: dict[str, Any] = {"n_docs": N_DOCS, **changes}
-    setup = Setup(str(checkpoint), info.passages_path, info.index_path, "", TYPES[kind], **options)
+    setup = Setup(str(checkpoint), info.passages_path, str(info.index_path), "", TYPES[kind], **options)
     sides = {name: make(setup) for name, make in SIDES.items()}
     reference = sides["reference"]
     assert isinstance(reference, Reference)
@@ -212,7 +212,7 @@ def _both(
         yield name, seconds / len(asked)
 
 
-def _in_turn(work: dict[str, Callable[[], Any]], repeats: int) -> Iterator[tuple[str, float]]:
+def _in_turn(work: Mapping[str, Callable[[], Any]], repeats: int) -> Iterator[tuple[str, float]]:
     """Median seconds of each, after a first run that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(1 + repeats):

@@ -175,7 +175,8 @@ def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update(OPTIONS)
+    settings: Any = matplotlib.rcParams
+    settings.update(OPTIONS)
     from matplotlib import pyplot
 
     return pyplot

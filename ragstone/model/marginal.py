@@ -107,9 +107,21 @@ def token_posterior(token_log_probs: torch.Tensor, doc_log_probs: torch.Tensor) 
 
 def marginal_logits(logits: torch.Tensor, doc_log_probs: torch.Tensor) -> torch.Tensor:
     """RAG-Token's log p(y_i|x,y_<i) over the whole vocabulary [B, T, V] from [B, N, T, V] and [B, N]."""
+    if logits.device.type != "cpu" or logits.requires_grad or doc_log_probs.requires_grad:
+        return _marginal(logits, doc_log_probs[:, :, None, None], dim=1)
+    # One token after the other, so that its N rows over the vocabulary stay in the processor's cache from pass to pass.
+    found = torch.empty(logits.shape[0], *logits.shape[2:], dtype=torch.float32)
+    for rows, prior, out in zip(logits, doc_log_probs, found, strict=True):
+        for place in range(len(out)):
+            out[place] = _marginal(rows[:, place], prior[:, None], dim=0)
+    return found
+
+
+def _marginal(logits: torch.Tensor, doc_log_probs: torch.Tensor, dim: int) -> torch.Tensor:
+    """The log of the sum over dimension `dim`, the passages, of prior times softmax, in float32."""
     logits = logits.float()
     # One pass less over the vocabulary than a log-softmax and a sum would take.
-    return (logits + (doc_log_probs[:, :, None, None] - logits.logsumexp(dim=-1, keepdim=True))).logsumexp(dim=1)
+    return (logits + (doc_log_probs - logits.logsumexp(dim=-1, keepdim=True))).logsumexp(dim=dim)
 
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:

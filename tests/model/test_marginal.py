@@ -187,6 +187,17 @@ def test_marginal_logits_are_log_probabilities() -> None:
     torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(2, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_marginal_logits_are_the_same_with_and_without_gradients(dtype: torch.dtype) -> None:
+    """Without, a token is done after the other; one question has a passage that is missing."""
+    logits = torch.randn(3, 4, 5, 50).to(dtype)
+    mask = torch.tensor([[True] * 4, [True, False, True, True], [True] * 4])
+    prior = document_log_probs(torch.randn(3, 4), mask)
+    at_once = marginal_logits(logits.clone().requires_grad_(), prior)
+    assert at_once.requires_grad
+    torch.testing.assert_close(marginal_logits(logits, prior), at_once.detach(), rtol=1e-6, atol=1e-6)
+
+
 def test_the_mean_over_the_vocabulary_of_the_marginal() -> None:
     logits, prior = torch.randn(2, 3, 4, 5), document_log_probs(torch.randn(2, 3), torch.ones(2, 3, dtype=torch.bool))
     labels = torch.tensor([[1, 2, -100, -100], [0, 1, 2, 3]])
