@@ -17,7 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "decoder-only.md"
 
 
 def exact_match(path: Path) -> float:
-    return json.loads(path.with_suffix(".predictions.metrics.json").read_text(encoding="utf-8"))["scores"]["em"]["value"]
+    record = json.loads(path.with_suffix(".predictions.metrics.json").read_text(encoding="utf-8"))
+    return record["scores"]["em"]["value"]
 
 
 @pytest.mark.slow
