@@ -137,7 +137,7 @@ class CausalGenerator:
         self._refuse_no_room(contexts.ids, decoding.longest - 1)
         return search_answers(
             self.model,
-            _CausalWriting(self, contexts),
+            lambda rows: _CausalWriting(self, contexts.select(rows)),
             doc_log_probs,
             decoding,
             start=contexts.ids[0][-1],

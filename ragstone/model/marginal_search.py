@@ -6,7 +6,7 @@ Shapes: G groups (questions), K beams, N contexts per group, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,14 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.generator import Writing
 from ragstone.model.marginal import marginal_logits
 
+SCORES_AT_ONCE = 2**22
+GPU_SCORES_AT_ONCE = 2**29
+
 
 @torch.no_grad()
 def search_answers(
     model: Any,
-    writing: Writing,
+    begin: Callable[[torch.Tensor], Writing],
     doc_log_probs: torch.Tensor,
     decoding: Decoding,
     *,
@@ -34,27 +37,48 @@ def search_answers(
 
     Args:
         model: a model of transformers, whose generation config's other settings stay in force.
-        writing: its answers to G·N contexts, none begun.
+        begin: gives its answers to the contexts of some rows, of G·N, none begun.
         doc_log_probs: [G, N] weights of the contexts.
         decoding: how to search.
         start: the token that stands for what is before the answer.
         ends: tokens that end an answer.
         bad_words: token sequences never written.
     """
-    search: Any = MarginalSearch(model, writing, doc_log_probs)
-    groups, device = len(doc_log_probs), doc_log_probs.device
-    sequences = search.generate(
-        torch.full((groups, 1), start, device=device),
-        attention_mask=torch.ones(groups, 1, dtype=torch.long, device=device),
-        # Not used: what was read so far is the writing's own affair. Without it, generate would make one.
-        past_key_values=DynamicCache(),
-        bad_words_ids=[list(words) for words in bad_words] if bad_words else None,
-        eos_token_id=list(ends),
+    options: dict[str, Any] = {
+        "bad_words_ids": [list(words) for words in bad_words] if bad_words else None,
+        "eos_token_id": list(ends),
         **decoding.generation_options(),
-    )
-    rows = [_trim(row, set(ends)) for row in sequences[:, 1:].tolist()]
-    each = decoding.num_return_sequences
-    return [rows[i : i + each] for i in range(0, len(rows), each)]
+    }
+    found: list[list[list[int]]] = []
+    device = doc_log_probs.device
+    n = doc_log_probs.shape[1]
+    for first, last in _parts(model, doc_log_probs, decoding):
+        weights = doc_log_probs[first:last]
+        groups = last - first
+        search: Any = MarginalSearch(model, begin(torch.arange(first * n, last * n, device=device)), weights)
+        sequences = search.generate(
+            torch.full((groups, 1), start, device=device),
+            attention_mask=torch.ones(groups, 1, dtype=torch.long, device=device),
+            # Not used: what was read so far is the writing's own affair. Without it, generate would make one.
+            past_key_values=DynamicCache(),
+            **options,
+        )
+        rows = [_trim(row, set(ends)) for row in sequences[:, 1:].tolist()]
+        each = decoding.num_return_sequences
+        found += [rows[i : i + each] for i in range(0, len(rows), each)]
+    return found
+
+
+def _parts(model: Any, doc_log_probs: torch.Tensor, decoding: Decoding) -> Iterator[tuple[int, int]]:
+    """The groups in runs, whose scores over the vocabulary are no more numbers than SCORES_AT_ONCE at each token.
+
+    What is larger is new memory at every token, which costs a CPU more than to compute on it.
+    """
+    groups, n = doc_log_probs.shape
+    limit = SCORES_AT_ONCE if doc_log_probs.device.type == "cpu" else GPU_SCORES_AT_ONCE
+    answers = max(decoding.num_beams, decoding.num_return_sequences)
+    at_once = max(1, limit // (n * answers * model.get_output_embeddings().out_features))
+    return ((first, min(first + at_once, groups)) for first in range(0, groups, at_once))
 
 
 class MarginalSearch(PreTrainedModel, GenerationMixin):

@@ -128,10 +128,9 @@ class Seq2SeqGenerator:
                 f"Answers may get {decoding.longest - 1} tokens long (max_length, or max_new_tokens), but the "
                 f"{self.model.config.model_type} generator can write {limit}; lower it."
             )
-        writing = _Seq2SeqWriting(self.model, contexts, self._shares_contexts)
         return search_answers(
             self.model,
-            writing,
+            lambda rows: _Seq2SeqWriting(self.model, contexts.select(rows), self._shares_contexts),
             doc_log_probs,
             decoding,
             start=self._start_token(),

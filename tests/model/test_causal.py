@@ -251,3 +251,37 @@ def test_what_cannot_keep_answers_apart_is_refused() -> None:
     )
     with pytest.raises(InputError, match="mamba model, which keeps a state"):
         as_generator(mamba, words(), None)
+
+
+def test_any_of_several_end_tokens_ends_an_answer(llama: CausalGenerator) -> None:
+    """What the generation settings name besides the tokenizer's; in a batch as for each prompt alone."""
+    model = llama.model
+    before = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [TURN, END]
+    try:
+        generator = CausalGenerator(model, llama.tokenizer, Wrapping())
+        decoding = Decoding(2, max_length=12, num_return_sequences=2, length_penalty=1.0)
+        with torch.no_grad():
+            found = generator.search(
+                generator.encode(CONTEXTS, 64), torch.zeros(len(CONTEXTS), 1, dtype=torch.double), decoding
+            )
+        for context, mine in zip(CONTEXTS, found, strict=True):
+            prompt = torch.tensor([ids_of(generator, context)])
+            rows = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                num_beams=2,
+                num_return_sequences=2,
+                max_new_tokens=11,
+                do_sample=False,
+                pad_token_id=END,
+                length_penalty=1.0,
+            )[:, prompt.shape[1] :].tolist()
+            ends = [next((i for i, label in enumerate(row) if label in (TURN, END)), len(row)) for row in rows]
+            assert mine == [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
+        last = {row[-1] for rows in found for row in rows}
+        assert {TURN, END} <= last
+    finally:
+        model.generation_config.eos_token_id = before
+    assert generator.tokenize_targets(["a b"], 8).tolist() == [[1, 2, END]]
+    assert generator.text([1, 2, TURN]) == "a b"
