@@ -29,6 +29,11 @@ from ragstone.model.prompt import Wrapping
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at
 
+ANSWER_ROOM = 64
+"""Positions that a prompt leaves to the answer, at least; a quarter of all where there are few."""
+WITHOUT_PROMPT = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Generation settings that count the tokens of the prompt, of which there is one for each passage, left out."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -81,21 +86,25 @@ class CausalGenerator:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._ends = _end_tokens(model, tokenizer, wrapping)
         self._room: int | None = getattr(model.config, "max_position_embeddings", None)
-        if not self._tells_answers_apart():
+        self._layer_types = set(getattr(model.config, "layer_types", None) or [])
+        self._window: int | None = getattr(model.config, "sliding_window", None)
+        if self._layer_types and "sliding_attention" not in self._layer_types:
+            self._window = None
+        if self._layer_types - {"full_attention", "sliding_attention"} or not self._tells_answers_apart():
             raise InputError(
-                f"The {model.config.model_type} generator does not attend as its mask and positions say, so that two "
+                f"The {model.config.model_type} generator does not attend as a mask and positions say, so that two "
                 "answers to one prompt cannot be told apart; take one with rotary positions, such as Llama or Qwen."
             )
 
     @property
     def longest_context(self) -> int | None:
-        """See Generator.longest_context: prompt and answer share the positions; an answer has one token at least."""
-        return None if self._room is None else self._room - 1
+        """See Generator.longest_context: prompt and answer share the positions, of which some are kept for answers."""
+        return None if self._room is None else self._room - min(ANSWER_ROOM, self._room // 4)
 
     @property
     def longest_target(self) -> int | None:
         """See Generator.longest_target and longest_context."""
-        return self.longest_context
+        return None if self._room is None else self._room - 1
 
     def tokenize_targets(self, answers: Sequence[str], max_length: int) -> torch.Tensor:
         """See Generator.tokenize_targets: the answer's tokens and the token that ends it."""
@@ -124,6 +133,7 @@ class CausalGenerator:
                 contexts.memory.cache(),
                 before.masked_fill(before == IGNORED, self._ends[0]).flatten(1),
                 torch.arange(length, device=labels.device).repeat(answers),
+                torch.arange(length, device=labels.device).repeat(answers),
                 torch.block_diag(*[own] * answers).expand(len(contexts), -1, -1),
             )
         return output.squeeze(0)
@@ -143,6 +153,7 @@ class CausalGenerator:
             start=contexts.ids[0][-1],
             ends=self._ends,
             bad_words=decoding.bad_words_ids,
+            options=WITHOUT_PROMPT,
         )
 
     def text(self, labels: Sequence[int]) -> str:
@@ -210,7 +221,13 @@ class CausalGenerator:
         return Memory(joined, torch.cat(masks)[place])
 
     def _go_on(
-        self, contexts: Prompts, cache: Any, tokens: torch.Tensor, steps: torch.Tensor, visible: torch.Tensor
+        self,
+        contexts: Prompts,
+        cache: Any,
+        tokens: torch.Tensor,
+        steps: torch.Tensor,
+        written_steps: torch.Tensor,
+        visible: torch.Tensor,
     ) -> torch.Tensor:
         """Scores of what comes behind tokens that stand behind their prompt.
 
@@ -219,19 +236,43 @@ class CausalGenerator:
             cache: keys and values of the prompts and of what was written.
             tokens: [R, Q]
             steps: [Q] how many tokens of the same answer stand before each, behind the prompt's last.
+            written_steps: [W] the same of the W tokens behind the prompt.
             visible: [R, Q, W] which of the W tokens behind the prompt each attends to, the Q new ones last.
         """
         memory = contexts.memory
         assert memory is not None
         known = memory.mask[:, None].expand(-1, tokens.shape[1], -1)
-        mask = torch.cat([known, visible], dim=2)[:, None]
-        bias = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
-        # The model takes a mask of four dimensions as it is, and adds it to the attention scores.
-        bias = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
-        positions = memory.mask.sum(dim=1, keepdim=True) + steps
+        mask = torch.cat([known, visible], dim=2)
+        length = memory.mask.sum(dim=1, keepdim=True)
+        positions = length + steps
+        places = torch.cat([memory.mask.cumsum(dim=1) - 1, length + written_steps], dim=1)
         return self.model(
-            input_ids=tokens, attention_mask=bias, past_key_values=cache, use_cache=True, **self._positions(positions)
+            input_ids=tokens,
+            attention_mask=self._attention(mask, positions, places),
+            past_key_values=cache,
+            use_cache=True,
+            **self._positions(positions),
         ).logits
+
+    def _attention(self, mask: torch.Tensor, positions: torch.Tensor, places: torch.Tensor) -> Any:
+        """A mask as the model takes it in four dimensions, where it leaves its sliding window to whoever made it.
+
+        Args:
+            mask: [R, Q, K] what each token may attend to.
+            positions: [R, Q] where those tokens stand.
+            places: [R, K] where what they attend to stands.
+        """
+        if self._window is None:
+            return self._bias(mask)
+        near = self._bias(mask & (places[:, None] > positions[:, :, None] - self._window))
+        if "full_attention" not in self._layer_types:
+            return near
+        return {"full_attention": self._bias(mask), "sliding_attention": near}
+
+    def _bias(self, mask: torch.Tensor) -> torch.Tensor:
+        """[R, 1, Q, K] what is added to attention scores."""
+        bias = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)[:, None]
 
     def _refuse_no_room(self, prompts: list[list[int]], answer: int) -> None:
         longest = max(map(len, prompts))
@@ -288,7 +329,9 @@ class _CausalWriting:
         itself = torch.eye(each, dtype=torch.bool, device=contexts.device).expand(rows, -1, -1)
         self._written = torch.cat([self._written, itself], dim=2)
         steps = torch.full((each,), self._steps, device=contexts.device)
-        logits = self._generator._go_on(contexts, self._cache, tokens.reshape(rows, each), steps, self._written)
+        written = torch.arange(self._steps + 1, device=contexts.device).repeat_interleave(each)
+        tokens = tokens.reshape(rows, each)
+        logits = self._generator._go_on(contexts, self._cache, tokens, steps, written, self._written)
         self._steps += 1
         return logits.flatten(0, 1)
 

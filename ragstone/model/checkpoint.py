@@ -22,9 +22,10 @@ from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
+from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
 from ragstone.model.generator_wish import GeneratorWish
-from ragstone.model.languages import set_languages
+from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import load_adapters
 from ragstone.model.prompt import PromptSettings
 from ragstone.model.rag import RagType
@@ -191,23 +192,32 @@ def _load_adapted(
     """A checkpoint of a question encoder and adapters, over the generator of the checkpoint that they were made for."""
     if not Path(name_or_path).is_dir():
         raise InputError(f"{name_or_path} holds adapters only; download it and give its folder.")
-    prompt = own_settings(config).get("prompt") or {}
-    whole = load_checkpoint(
-        base,
-        cache_dir=cache_dir,
-        wish=dataclasses.replace(
-            wish,
-            prompt_template=wish.prompt_template or prompt.get("template"),
-            chat=prompt.get("chat") if wish.chat is None else wish.chat,
-        ),
+    own, folder = own_settings(config), Path(name_or_path)
+    # What it was trained with goes before what its base says, and a wish before both.
+    tokenizer = pretrained_tokenizer(name_or_path, "generator tokenizer", subfolder="generator_tokenizer")
+    languages = Languages(
+        wish.languages.source or getattr(tokenizer, "src_lang", None),
+        wish.languages.target or getattr(tokenizer, "tgt_lang", None),
     )
-    record_prompt(config, None if not prompt else PromptSettings(**own_settings(whole.config)["prompt"]))
-    generator = whole.generator
-    generator.model = load_adapters(generator.model, Path(name_or_path) / ADAPTER)
-    model, tokenizer = whole.question_encoder.model, whole.question_encoder.tokenizer
-    load_encoder_weights(model, Path(name_or_path))
-    encoder = TextEncoder(model, tokenizer, _encoder_settings(config), name_or_path)
-    return Checkpoint(config, encoder, generator, adapter_base=base)
+    try:
+        whole = load_checkpoint(base, cache_dir=cache_dir, wish=dataclasses.replace(wish, languages=languages))
+    except InputError as error:
+        raise InputError(f"{name_or_path} holds adapters for the generator of {base}: {error}") from error
+    generator = whole.generator.model
+    expected = own.get("adapter_base_fingerprint")
+    if expected is not None and wish.keeps_weights and fingerprint(generator) != expected:
+        raise InputError(
+            f"{name_or_path} holds adapters for the generator of {base}, which has changed since they were made; put "
+            "it back, or train them again."
+        )
+    prompt = choose_prompt(generator.config, tokenizer, own.get("prompt"), wish.prompt_template, wish.chat)
+    record_prompt(config, prompt)
+    adapted = as_generator(generator, tokenizer, prompt)
+    adapted.model = load_adapters(generator, folder / ADAPTER)
+    model = whole.question_encoder.model
+    load_encoder_weights(model, folder)
+    encoder = TextEncoder(model, whole.question_encoder.tokenizer, _encoder_settings(config), name_or_path)
+    return Checkpoint(config, encoder, adapted, adapter_base=base)
 
 
 def change_config(config: Any, changes: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ def context_ids(
 ) -> list[list[int]]:
     """Token ids of joined contexts; where one is too long, tokens are taken from the end of its passage.
 
-    Only when the passage is used up is the end of the question cut.
+    Only when the passage is used up is the end of the question cut; of a text that can be gone on with its beginning,
+    since what stands last says what is to come.
 
     Args:
         tokenizer: of transformers.
@@ -33,8 +34,12 @@ def context_ids(
             question = len(tokenizer(contexts[row][1], add_special_tokens=False)["input_ids"])
             passage_end = max(end - question, opening)
             cut = max(passage_end - surplus, opening)
-            kept = ids[row][:cut] + ids[row][passage_end:end]
-            ids[row] = kept[: max_length - closing] + ids[row][end:]
+            if closes:
+                kept = ids[row][:cut] + ids[row][passage_end:end]
+                ids[row] = kept[: max_length - closing] + ids[row][end:]
+            else:
+                rest = ids[row][passage_end:] if cut > opening else ids[row][opening:]
+                ids[row] = ids[row][: max(cut, opening)] + rest[-(max_length - max(cut, opening)) :]
     return ids
 
 

@@ -31,7 +31,7 @@ class GeneratorWish:
     quantization: Quantization | None = None
     """Keep the generator's linear layers in 8 or 4 bits. They cannot be trained; adapters beside them can."""
     torch_dtype: str | None = None
-    """Type of its weights (float32, bfloat16, float16), and of what quantised layers compute in; float32 where None."""
+    """Type of its weights (float32, bfloat16, float16), or of what 4-bit layers compute in; float32 where None."""
     device: torch.device | None = None
     """Where quantised layers are put at once."""
 
@@ -39,14 +39,21 @@ class GeneratorWish:
     def weight_type(self) -> torch.dtype:
         return torch.float32 if self.torch_dtype is None else getattr(torch, self.torch_dtype)
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights are those on the disk, digit for digit."""
+        return self.quantization is None and self.weight_type == torch.float32
+
     def loading_options(self, question_encoder: str) -> dict[str, Any]:
         """What from_pretrained is told of quantisation, which leaves the modules under `question_encoder` alone.
 
         Raises:
             InputError: bitsandbytes is not installed.
         """
+        # In full first, and the generator in another type later: the question encoder stays as it is.
+        full: dict[str, Any] = {"dtype": torch.float32}
         if self.quantization is None:
-            return {}
+            return full
         from importlib.util import find_spec
 
         from transformers import BitsAndBytesConfig
@@ -63,8 +70,4 @@ class GeneratorWish:
             bnb_4bit_compute_dtype=self.weight_type,
             bnb_4bit_quant_type="nf4",
         )
-        return {
-            "quantization_config": config,
-            "device_map": {"": self.device or "cpu"},
-            "dtype": self.weight_type,
-        }
+        return {**full, "quantization_config": config, "device_map": {"": self.device or "cpu"}}

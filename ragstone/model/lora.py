@@ -77,9 +77,17 @@ def merge_adapters(model: Any) -> Any:
     return model.merge_and_unload()
 
 
-def adapter_rank(model: Any) -> int:
-    """The rank of the model's adapters."""
-    return int(model.peft_config[model.active_adapter].r)
+def adapter_differences(model: Any, settings: LoraSettings) -> dict[str, tuple[Any, Any]]:
+    """What `settings` say otherwise than the model's adapters are: the setting's name to what it says and what is."""
+    there = model.peft_config[model.active_adapter]
+    pairs: dict[str, tuple[Any, Any]] = {
+        "r": (settings.r, there.r),
+        "alpha": (settings.alpha, there.lora_alpha),
+        "dropout": (settings.dropout, there.lora_dropout),
+    }
+    if settings.target_modules:
+        pairs["target_modules"] = (" ".join(sorted(settings.target_modules)), " ".join(sorted(there.target_modules)))
+    return {name: (asked, known) for name, (asked, known) in pairs.items() if asked != known}
 
 
 @contextmanager

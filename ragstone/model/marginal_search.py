@@ -6,7 +6,8 @@ Shapes: G groups (questions), K beams, N contexts per group, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def search_answers(
     start: int,
     ends: Sequence[int],
     bad_words: Sequence[Sequence[int]] | None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[list[list[int]]]:
     """Search as `decoding` says. See generator.Generator.search.
 
@@ -43,11 +45,13 @@ def search_answers(
         start: the token that stands for what is before the answer.
         ends: tokens that end an answer.
         bad_words: token sequences never written.
+        options: further generation settings.
     """
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "bad_words_ids": [list(words) for words in bad_words] if bad_words else None,
         "eos_token_id": list(ends),
         **decoding.generation_options(),
+        **options,
     }
     found: list[list[list[int]]] = []
     device = doc_log_probs.device
@@ -61,7 +65,7 @@ def search_answers(
             attention_mask=torch.ones(groups, 1, dtype=torch.long, device=device),
             # Not used: what was read so far is the writing's own affair. Without it, generate would make one.
             past_key_values=DynamicCache(),
-            **options,
+            **settings,
         )
         rows = [_trim(row, set(ends)) for row in sequences[:, 1:].tolist()]
         each = decoding.num_return_sequences

@@ -24,10 +24,11 @@ from ragstone.model.checkpoint import (
 from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.finder import open_finder
+from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
 from ragstone.model.generator_wish import GeneratorWish, Quantization
 from ragstone.model.languages import Languages, set_languages
-from ragstone.model.lora import LoraSettings, adapter_rank, add_adapters
+from ragstone.model.lora import LoraSettings, adapter_differences, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
 from ragstone.model.source_choice import ChosenSource, SourceWish, choose_source
@@ -268,14 +269,18 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
         # A search or an evaluation; rounded weights have no gradients.
         generator.model.requires_grad_(False)
     if lora is not None and checkpoint.adapter_base is None:
-        generator.model = add_adapters(generator.model, lora)
         folder = Path(request.name_or_path)
+        if GeneratorWish(quantization=request.quantization, torch_dtype=request.torch_dtype).keeps_weights:
+            made_for = {"adapter_base_fingerprint": fingerprint(generator.model)}
+            checkpoint.config.ragstone = {**own_settings(checkpoint.config), **made_for}
+        generator.model = add_adapters(generator.model, lora)
         checkpoint.adapter_base = str(folder.resolve()) if folder.is_dir() else request.name_or_path
-    elif lora is not None and adapter_rank(generator.model) != lora.r:
-        raise InputError(
-            f"--lora_r is {lora.r}, but {request.name_or_path} has adapters of rank {adapter_rank(generator.model)}; "
-            "give that, or merge them first with ragstone consolidate --merge_lora."
-        )
+    elif lora is not None:
+        for name, (asked, there) in adapter_differences(generator.model, lora).items():
+            raise InputError(
+                f"--lora_{name} is {asked}, but the adapters of {request.name_or_path} have {there}; give that, or "
+                "merge them first with ragstone consolidate --merge_lora."
+            )
     if request.gradient_checkpointing:
         checkpoint_gradients(generator.model)
 

@@ -86,6 +86,8 @@ def _chat_wrapping(tokenizer: Any) -> Wrapping:
         raise InputError(f"The generator's chat template cannot be used ({error}); leave --chat out.") from error
     if not mark:
         raise InputError("The generator's chat template leaves out what the user says; leave --chat out.")
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids}
+    special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = next((i for i in tokenizer(behind, add_special_tokens=False)["input_ids"] if i in special), None)
-    return Wrapping(before, after, blank="", end=end, opens=False)
+    header = after.rstrip(" ")
+    return Wrapping(before, header, blank=after[len(header) :], end=end, opens=False)

@@ -13,7 +13,7 @@ import torch
 from ragstone.encoders.load import load_encoder, pretrained
 from ragstone.errors import InputError
 from ragstone.model.architecture import is_generator
-from ragstone.model.checkpoint import load_checkpoint
+from ragstone.model.checkpoint import ADAPTER, load_checkpoint
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.progress import track
 
@@ -45,7 +45,7 @@ def verify_checkpoint(folder: Path) -> CheckpointReport:
     """
     from transformers import AutoConfig
 
-    files = _weight_files(folder)
+    files = _weight_files(folder) + sorted((folder / ADAPTER).glob("*.safetensors"))
     tensors = parameters = 0
     for path in track(files, "Weights"):
         for name, tensor in _tensors(path):

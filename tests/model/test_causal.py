@@ -28,19 +28,19 @@ HALF_HEADS = {**SMALL, "num_key_value_heads": 2, "eos_token_id": END}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "Llama": ("Llama", HALF_HEADS),
-    "Mistral": ("Mistral", {**HALF_HEADS, "sliding_window": 64}),
-    "Qwen2": ("Qwen2", HALF_HEADS),
+    "Mistral": ("Mistral", {**HALF_HEADS, "sliding_window": 3}),
+    "Qwen2": ("Qwen2", {**HALF_HEADS, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
     "Qwen3": ("Qwen3", {**HALF_HEADS, "head_dim": 4}),
     "Gemma": ("Gemma", {**HALF_HEADS, "head_dim": 4}),
-    "Gemma 2": ("Gemma2", {**HALF_HEADS, "head_dim": 4, "sliding_window": 64}),
-    "Gemma 3": ("Gemma3Text", {**HALF_HEADS, "head_dim": 4, "sliding_window": 64}),
-    "Phi-3": ("Phi3", HALF_HEADS),
+    "Gemma 2": ("Gemma2", {**HALF_HEADS, "head_dim": 4, "sliding_window": 3}),
+    "Gemma 3": ("Gemma3Text", {**HALF_HEADS, "head_dim": 4, "sliding_window": 3}),
+    "Phi-3": ("Phi3", {**HALF_HEADS, "sliding_window": 3}),
     "OLMo 2": ("Olmo2", HALF_HEADS),
     "Granite": ("Granite", HALF_HEADS),
     "Cohere": ("Cohere", HALF_HEADS),
     "StableLM": ("StableLm", HALF_HEADS),
     "SmolLM3": ("SmolLM3", HALF_HEADS),
-    "StarCoder2": ("Starcoder2", HALF_HEADS),
+    "StarCoder2": ("Starcoder2", {**HALF_HEADS, "sliding_window": 3}),
     "GPT-J": ("GPTJ", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
     "Phi": ("Phi", SMALL),
     "GPT-NeoX": ("GPTNeoX", SMALL),
@@ -129,6 +129,15 @@ def test_scores_of_targets(generator: CausalGenerator) -> None:
     with torch.no_grad():
         apart = generator.target_logits(generator.encode(CONTEXTS, 64), labels)
     torch.testing.assert_close(apart, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_prompts_are_read_in_runs(generator: CausalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few together: what each keeps stands in its own row, as if all were read at once."""
+    with torch.no_grad():
+        expected = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
+        monkeypatch.setattr("ragstone.model.runs.CPU_TOKENS_AT_ONCE", 4)
+        found = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients(generator: CausalGenerator) -> None:
@@ -233,7 +242,7 @@ def test_enough_beams_find_the_optimum(
 
 def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
     generator = make("GPT-2")
-    assert generator.longest_context == 63
+    assert (generator.longest_context, generator.longest_target) == (48, 63)
     contexts = generator.encode([("a " * 62, "b")], 63)
     with pytest.raises(InputError, match="A prompt of 63 tokens and an answer of 3 need more than the 64 positions"):
         generator.target_logits(contexts, torch.tensor([[[1, 2, 0]]]))
@@ -244,7 +253,7 @@ def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
 
 def test_what_cannot_keep_answers_apart_is_refused() -> None:
     bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=5, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(InputError, match="bloom generator does not attend as its mask and positions say"):
+    with pytest.raises(InputError, match="bloom generator does not attend as a mask and positions say"):
         as_generator(bloom, words(), None)
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=5, hidden_size=16, num_hidden_layers=1, state_size=4)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ragstone.commands.finetune import FinetuneSettings, finetune
@@ -20,6 +20,7 @@ from ragstone.model.consolidate import merge_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.lora import LoraSettings
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.model.verify import verify_checkpoint
 from tests.conftest import join_models
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was king of the hill ?"]
@@ -182,10 +183,24 @@ def test_adapters_are_trained_on_and_their_base_must_be_there(
     assert (tmp_path / "adapted" / ADAPTER / "adapter_model.safetensors").is_file()
     again = open_model(ModelRequest(str(tmp_path / "adapted"), lora=lora))
     assert again.fingerprint() == model.fingerprint()
-    with pytest.raises(InputError, match=r"--lora_r is 3, but .* has adapters of rank 2"):
+    with pytest.raises(InputError, match=r"--lora_r is 3, but the adapters of .* have 2"):
         open_model(ModelRequest(str(tmp_path / "adapted"), lora=LoraSettings(r=3, alpha=4)))
+    with pytest.raises(InputError, match=r"--lora_alpha is 8, but the adapters of .* have 4"):
+        open_model(ModelRequest(str(tmp_path / "adapted"), lora=dataclasses.replace(lora, alpha=8)))
+    verify_checkpoint(tmp_path / "adapted")
+    path = tmp_path / "adapted" / ADAPTER / "adapter_model.safetensors"
+    adapters = load_file(path)
+    save_file({name: tensor * torch.nan for name, tensor in adapters.items()}, path)
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is damaged"):
+        verify_checkpoint(tmp_path / "adapted")
+    save_file(adapters, path)
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.startswith("rag.generator."))
+    save_file({**weights, name: weights[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"generator of .*base, which has changed since they were made"):
+        open_model(ModelRequest(str(tmp_path / "adapted")))
     shutil.rmtree(base)
-    with pytest.raises(InputError, match=r"base.* is neither a folder nor a model"):
+    with pytest.raises(InputError, match=r"holds adapters for the generator of .*base: .* is neither a folder nor"):
         open_model(ModelRequest(str(tmp_path / "adapted")))
 
 
@@ -204,6 +219,7 @@ def test_weights_of_another_type(opened: Callable[..., Any], name: str) -> None:
     """Half the bytes; the loss is nearly the same."""
     model = opened(torch_dtype=name)
     assert {parameter.dtype for parameter in model.generator_model.parameters()} == {getattr(torch, name)}
+    assert {parameter.dtype for parameter in model.question_encoder.parameters()} == {torch.float32}
     with torch.no_grad():
         assert model(QUESTIONS, ANSWERS).nll == pytest.approx(opened()(QUESTIONS, ANSWERS).nll, rel=0.02)
         assert model.generate(QUESTIONS, Decoding(num_beams=2, max_length=5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_chat_template_stands_around_the_prompt(llama_folder: Any) -> None:
     expected = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False, enable_thinking=False)
     assert ids == tokenizer(expected, add_special_tokens=False)["input_ids"]
     assert generator.tokenize_targets(["otto"], 8).tolist() == [[*tokenizer("otto")["input_ids"][1:]]]
+
+
+def test_a_blank_before_the_answer_is_the_answers(generator_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(generator_tokenizer)
+    tokenizer.chat_template = CHAT.replace("<s> answer :", "<s> answer : ").replace(" stone", "")
+    wrapping = make_wrapping(tokenizer, PromptSettings(CHAT_TEMPLATE, chat=True))
+    assert (wrapping.after[-8:], wrapping.blank) == ("answer :", " ")
+
+
+def test_of_a_prompt_without_room_the_end_stays(generator_tokenizer: Any) -> None:
+    (ids,) = context_ids(generator_tokenizer, [("the river", " who founded the town ? /")], 5, closes=False)
+    assert ids == generator_tokenizer("the town ? /")["input_ids"][:-1]
 
 
 @pytest.mark.parametrize("limit", [12, 9, 6])
