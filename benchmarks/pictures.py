@@ -98,7 +98,7 @@ def short_table(records: Sequence[Record]) -> list[str]:
     for name, group in itertools.groupby(records, lambda each: each.name):
         equal, *more = group
         best = more[0] if more else equal
-        memory = f"{equal.reference_mib / equal.ragstone_mib:.1f}× less"
+        memory = f"{equal.reference_mib:,.0f} → {equal.ragstone_mib:,.0f} MiB"
         rows.append([f"`{name}`", equal.work, f"{equal.ratio:.1f}×", f"{best.ratio:.1f}×", memory])
     return [f"| {' | '.join(row)} |" for row in rows]
 

@@ -258,8 +258,8 @@ def test_pictures_and_tables_are_drawn_from_the_figures(tmp_path: Path) -> None:
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "![Times as fast as transformers' Rag classes](docs/images/compare.svg)" in text
     assert "](images/growth-corpus.svg)" in (tmp_path / "docs" / "performance.md").read_text()
-    assert "| `retrieve` | a work | 1.5× | 1.5× | 2.0× less |" in text
-    assert "| `train_token` | a work | 1.5× | 3.0× | 2.0× less |" in text
+    assert "| `retrieve` | a work | 1.5× | 1.5× | 600 → 300 MiB |" in text
+    assert "| `train_token` | a work | 1.5× | 3.0× | 600 → 300 MiB |" in text
     assert "| train_token | bf16 | 75 | 25 |" in text
 
 
