@@ -174,15 +174,19 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory, generator_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A decoder-only generator with random weights, whose tokenizer puts its start token before and its end behind."""
-    folder = tmp_path_factory.mktemp("llama") / "generator"
+    return save_llama(tmp_path_factory.mktemp("llama") / "generator", generator_tokenizer, 16)
+
+
+def save_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, width: int) -> Path:
+    """A Llama of that width with random weights in `folder`, and its tokenizer."""
     torch.manual_seed(4)
     config = LlamaConfig(
-        vocab_size=len(generator_tokenizer),
-        hidden_size=16,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=32,
+        intermediate_size=2 * width,
         max_position_embeddings=512,
         initializer_range=0.3,
         bos_token_id=0,
@@ -190,7 +194,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory, generator_tokenizer: 
         pad_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    generator_tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

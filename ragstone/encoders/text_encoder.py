@@ -23,7 +23,7 @@ from ragstone.errors import InputError
 from ragstone.progress import ProgressBar, activity
 from ragstone.types import FloatArray
 
-CPU_TOKENS_AT_ONCE = 2560
+CPU_TOKENS_PER_BATCH = 2560
 """Of more, what the layers of a BERT-base give is new memory at every layer, which costs a CPU more than it saves."""
 TokenLists = dict[str, list[list[int]]]
 """What the model takes (input_ids, attention_mask, ...), a list of numbers for each text."""
@@ -106,7 +106,7 @@ class TextEncoder(nn.Module):
     ) -> FloatArray:
         """Vectors [n, D] of n texts that token_lists made tokens of, in their order, without gradients.
 
-        Texts are batched by length, so that little is spent on padding; on a CPU at most CPU_TOKENS_AT_ONCE tokens go
+        Texts are batched by length, so that little is spent on padding; on a CPU at most CPU_TOKENS_PER_BATCH tokens go
         together.
         """
         lengths = [len(ids) for ids in tokens["input_ids"]]
@@ -115,7 +115,7 @@ class TextEncoder(nn.Module):
         start = 0
         while start < len(order):
             # The longest comes first.
-            fitting = CPU_TOKENS_AT_ONCE // lengths[order[start]] if self.device.type == "cpu" else batch_size
+            fitting = CPU_TOKENS_PER_BATCH // lengths[order[start]] if self.device.type == "cpu" else batch_size
             rows = order[start : start + max(1, min(batch_size, fitting))]
             start += len(rows)
             batch = self.tokenizer.pad(

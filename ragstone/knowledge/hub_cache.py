@@ -56,13 +56,14 @@ class HubCache:
         self.repository = repository
         self.folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
 
-    def snapshot(self) -> Path | None:
-        """The folder of the commit that was downloaded last; None where there is none."""
+    def snapshots(self) -> list[Path]:
+        """The folders of the commits of which files were downloaded, the last one first; each may lack some."""
         reference = self.folder / "refs" / "main"
         if not reference.is_file():
-            return None
-        folder = self.folder / "snapshots" / reference.read_text(encoding="utf-8").strip()
-        return folder if folder.is_dir() else None
+            return []
+        folders = sorted((self.folder / "snapshots").iterdir(), key=lambda folder: -folder.stat().st_mtime_ns)
+        last = reference.read_text(encoding="utf-8").strip()
+        return sorted(folders, key=lambda folder: folder.name != last)
 
     def ask(self, paths: Sequence[str]) -> HubListing:
         """Ask the hub for files, or all files in folders, named by their `paths`.
@@ -136,7 +137,8 @@ class HubCache:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as target, _told(f"The hub has gone while {file.path} was coming"):
             if target.tell() > file.size:
-                target.truncate(0)
+                target.seek(0)
+                target.truncate()
             http_get(
                 url,
                 _Watched(target, bar),  # type: ignore[arg-type]

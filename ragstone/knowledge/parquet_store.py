@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ragstone.errors import InputError
+from ragstone.knowledge.passage_texts import as_passages, in_places
 from ragstone.knowledge.store import TEXT_COLUMNS, VECTORS, as_matrix
 from ragstone.knowledge.text_column import TextColumn
-from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Passage
+from ragstone.types import FloatArray, IntArray, Passage
 
 COLUMNS = (*TEXT_COLUMNS, VECTORS)
 CACHED_BYTES = 256 * 2**20
@@ -121,15 +122,11 @@ class ParquetStore:
 
     def passages(self, rows: npt.ArrayLike) -> list[Passage]:
         """See RowStore.passages."""
-        parts = iter(self.text_bytes(rows))
-        numbers = np.asarray(rows, dtype=np.int64).tolist()
-        return [Passage(row, str(next(parts), "utf-8"), str(next(parts), "utf-8")) for row in numbers]
+        return as_passages(rows, self.text_bytes(rows))
 
     def passage_rows(self, ids: IntArray) -> list[list[Passage]]:
         """See RowStore.passage_rows."""
-        there = ids >= 0
-        passages = iter(self.passages(ids[there]))
-        return [[next(passages) if ok else NO_PASSAGE for ok in row] for row in there]
+        return in_places(ids, self.passages)
 
     def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
         """See RowStore.text_bytes."""

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from ragstone.errors import InputError
 from ragstone.knowledge.no_vectors import no_vectors
+from ragstone.knowledge.passage_texts import as_passages, in_places
 from ragstone.knowledge.text_column import TextColumn
-from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Passage
+from ragstone.types import FloatArray, IntArray, Passage
 
 ROWS_PER_BATCH = 1000
 BYTES_PER_SHARD = 500 * 2**20
@@ -170,15 +171,11 @@ class PassageStore:
 
     def passages(self, rows: npt.ArrayLike) -> list[Passage]:
         """The passages in `rows` (from 0), in that order."""
-        parts = iter(self.text_bytes(rows))
-        numbers = np.asarray(rows, dtype=np.int64).tolist()
-        return [Passage(row, str(next(parts), "utf-8"), str(next(parts), "utf-8")) for row in numbers]
+        return as_passages(rows, self.text_bytes(rows))
 
     def passage_rows(self, ids: IntArray) -> list[list[Passage]]:
         """The passages of `ids` [B, N], NO_PASSAGE where the id is -1."""
-        there = ids >= 0
-        passages = iter(self.passages(ids[there]))
-        return [[next(passages) if ok else NO_PASSAGE for ok in row] for row in there]
+        return in_places(ids, self.passages)
 
     def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
         """Title and text of each of `rows` in turn, as the bytes of their UTF-8. A missing one is empty."""

@@ -48,8 +48,7 @@ def find_wiki_dpr(index: str, embeddings: str = "nq") -> tuple[Path, Path]:
     Raises:
         InputError: they were not; says what downloads them.
     """
-    snapshot = HubCache(REPOSITORY).snapshot()
-    if snapshot is not None:
+    for snapshot in HubCache(REPOSITORY).snapshots():
         passages, path = snapshot / passages_folder(embeddings), snapshot / index_file(embeddings, index)
         if passages.is_dir() and path.is_file():
             return passages, path

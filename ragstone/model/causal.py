@@ -2,7 +2,7 @@
 
 A context is a prompt. In training, each prompt and its target are one sequence. Without gradients, a prompt is read
 once: all candidates or beams of it stand side by side in one row behind it, and the attention mask keeps them apart.
-So neither the prompt's keys and values nor those of a beam are ever copied.
+So there are no keys and values of the prompt for each of them, and none of a beam move when it goes on from another.
 
 Shapes: R prompts, A answers per prompt, K answers that are written at once, S prompt tokens, T target tokens,
 V vocabulary, H heads, D dimensions of a head.
@@ -31,6 +31,8 @@ from ragstone.model.selected_positions import only_at
 
 ANSWER_ROOM = 64
 """Positions that a prompt leaves to the answer, at least; a quarter of all where there are few."""
+PROBE_TOLERANCE = 0.1
+"""Of the scores' deviation."""
 WITHOUT_PROMPT = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Generation settings that count the tokens of the prompt, of which there is one for each passage, left out."""
 
@@ -300,7 +302,8 @@ class CausalGenerator:
             return False
         finally:
             self.model.train(training)
-        return torch.allclose(together.view_as(alone), alone, rtol=1e-2, atol=1e-2 * alone.std().item())
+        # Half precision and few bits differ by some percent; a mask or positions that are not heeded by far more.
+        return bool((together.view_as(alone) - alone).std() < PROBE_TOLERANCE * alone.std())
 
     def _positions(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"position_ids": positions} if self._takes_positions else {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,13 +93,22 @@ def test_a_download_that_the_hub_leaves_goes_on(tmp_path: Path) -> None:
     assert "run the same command again: it goes on where it stopped." in done.stderr
     assert not (cache / "datasets--facebook--wiki_dpr" / "refs").exists()
 
+    # A part that is longer than the whole is of something else, and begins anew.
+    first = layout / "data/psgs_w100/nq/train-00000-of-00003.parquet"
+    name = hashlib.sha256(first.read_bytes()).hexdigest()
+    blobs = cache / "datasets--facebook--wiki_dpr" / "blobs"
+    (blobs / name).rename(blobs / f"{name}.ragstone.incomplete")
+    with (blobs / f"{name}.ragstone.incomplete").open("ab") as part:
+        part.write(b"more")
+
     again = Hub(layout, "facebook/wiki_dpr", hub.port)
     done = download(again, cache, "--accept_license", "--index", "compressed")
     assert done.returncode == 0, done.stderr
     assert "use it with  --index_name compressed" in done.stdout
     files = [(name, wanted) for method, name, wanted in again.requests if method == "GET"]
-    assert files[0] == (large, f"bytes={10 * 2**20}-")
-    assert len(files) == 3 and again.sent < size - 10**7 + 10**6
+    assert files[0] == (str(first.relative_to(layout)), None)
+    assert files[1] == (large, f"bytes={10 * 2**20}-")
+    assert len(files) == 4 and again.sent < size - 10**7 + 10**6
     snapshot = cache / "datasets--facebook--wiki_dpr" / "snapshots" / COMMIT
     for path in (
         *layout.glob("data/**/*.parquet"),
@@ -151,6 +162,17 @@ def test_what_was_downloaded_is_searched_by_name(
     passages = json.loads(capsys.readouterr().out)["passages"]
     assert [found["title"] for found in passages] == [f"town {found['id']}" for found in passages]
     assert len(passages) == 3
+
+
+def test_an_index_of_an_earlier_commit_is_found_still(cached: Path) -> None:
+    """Where another index was downloaded since, and the data set has changed on the hub."""
+    passages, index = find_wiki_dpr("compressed")
+    newer = cached.parent / "newer"
+    shutil.copytree(cached, newer)
+    next((newer / "index").glob("*IVF4096*")).unlink()
+    (cached.parents[1] / "refs" / "main").write_text("newer", encoding="utf-8")
+    assert find_wiki_dpr("exact")[1].is_relative_to(newer)
+    assert find_wiki_dpr("compressed") == (passages, index)
 
 
 def test_a_checkpoint_that_names_the_index_opens_without_flags_and_is_saved_so(

@@ -47,6 +47,20 @@ def test_batches_are_of_like_length(encoder: TextEncoder) -> None:
     assert sorted(shapes) == [(8, shortest), (8, longest)]
 
 
+def test_a_cpu_gets_few_tokens_at_a_time(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding included, or one text; each in its place."""
+    expected = encoder.embed(TEXTS, batch_size=4)
+    monkeypatch.setattr("ragstone.encoders.text_encoder.CPU_TOKENS_PER_BATCH", 18)
+    shapes: list[torch.Size] = []
+    handle = encoder.model.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    found = encoder.embed(TEXTS, batch_size=4)
+    handle.remove()
+    assert len(shapes) > 1 and all(rows * length <= 18 or rows == 1 for rows, length in shapes)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_no_texts(encoder: TextEncoder) -> None:
     assert encoder.embed([]).shape == (0, encoder.dimension)
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedTokenizerFast
 
 from ragstone.errors import InputError
+from ragstone.model import causal
 from ragstone.model.architecture import as_generator
 from ragstone.model.causal import CausalGenerator
 from ragstone.model.decoding import Decoding
@@ -211,6 +212,33 @@ def enumerated(generator: CausalGenerator) -> Callable[[str], torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_questions_are_searched_a_few_at_a_time(
+    llama: CausalGenerator, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found does not depend on how many; each question's passages stay its own."""
+    prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
+    with torch.no_grad():
+        contexts = llama.encode(CONTEXTS, 64)
+    decoding = Decoding(3, max_length=LENGTH + 2, num_return_sequences=3)
+    together = Reader(llama, kind).generate(contexts, prior, decoding)
+    sizes: list[int] = []
+    begun = causal._CausalWriting.__init__
+
+    def watched(self: Any, generator: Any, contexts: Any) -> None:
+        sizes.append(len(contexts))
+        begun(self, generator, contexts)
+
+    monkeypatch.setattr(causal._CausalWriting, "__init__", watched)
+    monkeypatch.setattr("ragstone.model.marginal_search.SCORES_AT_ONCE", 1)
+    apart = Reader(llama, kind).generate(contexts, prior, decoding)
+    assert sizes == ([1] * 6 if kind == "sequence" else [3, 3])
+    for one, other in zip(together, apart, strict=True):
+        assert [h.labels for h in one] == [h.labels for h in other]
+        for mine, theirs in zip(one, other, strict=True):
+            assert mine.score == pytest.approx(theirs.score, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
 def test_loss_is_the_marginal(generator: CausalGenerator, enumerated: Callable[[str], torch.Tensor], kind: Any) -> None:
     """Every answer's likelihood; they sum to one."""
     prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
@@ -249,6 +277,20 @@ def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
     with torch.no_grad(), pytest.raises(InputError, match="an answer of 4 need more"):
         prompts = generator.encode([("a " * 62, "b")], 63)
         generator.search(prompts, torch.zeros(1, 1), Decoding(1, max_length=5))
+
+
+@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
+def test_what_does_not_heed_positions_or_mask_is_refused(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("Llama").model
+    forward = type(model).forward
+
+    def heedless(self: Any, position_ids: Any = None, attention_mask: Any = None, **inputs: Any) -> Any:
+        given = {"position_ids": position_ids, "attention_mask": attention_mask}
+        return forward(self, **inputs, **{name: value for name, value in given.items() if name != ignored})
+
+    monkeypatch.setattr(type(model), "forward", heedless)
+    with pytest.raises(InputError, match="does not attend as a mask and positions say"):
+        CausalGenerator(model, words(), Wrapping())
 
 
 def test_what_cannot_keep_answers_apart_is_refused() -> None:

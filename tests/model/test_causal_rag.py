@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ragstone.commands.eval import EvalSettings, eval
 from ragstone.commands.finetune import FinetuneSettings, finetune
+from ragstone.commands.finetune_plan import run_plan
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import ADAPTER
 from ragstone.model.consolidate import merge_checkpoint
@@ -21,7 +23,8 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.lora import LoraSettings
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.model.verify import verify_checkpoint
-from tests.conftest import join_models
+from tests.conftest import join_models, save_llama
+from tests.training.test_run import run_until
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was king of the hill ?"]
 ANSWERS = ["otto", "the river", "mara"]
@@ -204,6 +207,76 @@ def test_adapters_are_trained_on_and_their_base_must_be_there(
         open_model(ModelRequest(str(tmp_path / "adapted")))
 
 
+def test_adapters_of_a_sequence_to_sequence_generator(
+    checkpoint_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    lora = LoraSettings(r=2, alpha=4)
+    request = ModelRequest(str(checkpoint_folder), passages_path=str(source_folder), n_docs=3, lora=lora)
+    model: Any = open_model(request)
+    optimizer = torch.optim.SGD([p for p in model.generator_model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(3):
+        loss = model(QUESTIONS, ANSWERS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all("lora_" in name for name, p in model.generator_model.named_parameters() if p.requires_grad)
+    model.save(tmp_path / "adapted")
+    merge_checkpoint(str(tmp_path / "adapted"), tmp_path / "merged")
+    decoding = Decoding(num_beams=2, max_length=8)
+    expected = model.generate(QUESTIONS, decoding)
+    for folder in ("adapted", "merged"):
+        again: Any = open_model(ModelRequest(str(tmp_path / folder)))
+        for mine, other in zip(again.generate(QUESTIONS, decoding), expected, strict=True):
+            assert mine[0].text == other[0].text
+            assert mine[0].score == pytest.approx(other[0].score, rel=1e-4)
+
+
+def test_a_run_with_adapters_is_resumed_and_evaluated(
+    llama_checkpoint: Path, pairs_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    """As if it had not been stopped; every checkpoint is opened over the one base."""
+    flags = {"lora_r": 2, "lora_alpha": 4, "lr_scheduler": "polynomial", "seed": 3, "num_train_epochs": 4}
+    folders = (llama_checkpoint, pairs_folder, source_folder)
+    finetune(settings(tmp_path / "whole", *folders, **flags))
+    finetune(settings(tmp_path / "parts", *folders, **flags, fast_dev_run=True))
+    run_until(run_plan(settings(tmp_path / "parts", *folders, **flags)), 4)
+    finetune(settings(tmp_path / "parts", *folders, **flags, resume=True, do_predict=True, do_train=True))
+    whole, parts = (
+        load_file(tmp_path / name / "last" / ADAPTER / "adapter_model.safetensors") for name in ("whole", "parts")
+    )
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    assert (tmp_path / "parts" / "test_predictions.txt").is_file()
+    evaluated = eval(
+        EvalSettings(
+            evaluation_set=pairs_folder / "val.source",
+            gold_data_path=pairs_folder / "val.target",
+            gold_data_mode="ans",
+            model_name_or_path=str(tmp_path / "parts"),
+            predictions_path=tmp_path / "answers.txt",
+            eval_all_checkpoints=True,
+            num_beams=1,
+            max_length=6,
+        )
+    )
+    assert len(evaluated.evaluations) > 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapters_of_one(
+    llama_checkpoint: Path, pairs_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    flags = {"lora_r": 2, "lora_alpha": 4, "num_train_epochs": 2, "gpus": 0, "max_grad_norm": 0.0}
+    folders = (llama_checkpoint, pairs_folder, source_folder)
+    finetune(settings(tmp_path / "one", *folders, **{**flags, "train_batch_size": 10}))
+    finetune(settings(tmp_path / "two", *folders, **flags, num_processes=2))
+    one, two = (load_file(tmp_path / n / "last" / ADAPTER / "adapter_model.safetensors") for n in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
+
+
 def test_layers_that_are_not_there(opened: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"--lora_target_modules query names no layer.* q_proj"):
         opened(lora=LoraSettings(r=2, alpha=4, target_modules=("query",)))
@@ -252,20 +325,7 @@ def test_in_few_bits(
     models_folder: Path, source_folder: Path, tmp_path: Path, bits: Any, generator_tokenizer: Any
 ) -> None:
     """Layers in 8 or 4 bits answer nearly alike; adapters beside them learn, and merge into the whole weights."""
-    config = LlamaConfig(
-        vocab_size=len(generator_tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=1,
-    )
-    torch.manual_seed(6)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    generator_tokenizer.save_pretrained(tmp_path / "llama")
+    save_llama(tmp_path / "llama", generator_tokenizer, 64)
     join_models(tmp_path / "llama", models_folder / "question_encoder", tmp_path / "rag", prompt_template=TEMPLATE)
     request = ModelRequest(str(tmp_path / "rag"), passages_path=str(source_folder), n_docs=3)
     whole: Any = open_model(request)
@@ -283,7 +343,7 @@ def test_in_few_bits(
             open_model(adapted)
         return
     tuned: Any = open_model(adapted).train()
-    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.005)
     losses = []
     for _ in range(5):
         loss = tuned(QUESTIONS, ANSWERS).loss

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ragstone.commands.finetune import FinetuneSettings, finetune
+from ragstone.commands.finetune_plan import run_plan
 from ragstone.data.examples import read_examples
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
@@ -104,11 +105,11 @@ def test_a_stopped_run_goes_on_exactly(
         "adafactor": {"dropout": 0.2, "adafactor": True, "gradient_accumulation_steps": 2, "train_batch_size": 2},
     }[kind]
     options |= {"num_train_epochs": 4, "val_check_interval": 0.4}
-    whole = run(settings(**options, output_dir=tmp_path / "whole").plan())
-    plan = settings(**options).plan()
+    whole = run(run_plan(settings(**options, output_dir=tmp_path / "whole")))
+    plan = run_plan(settings(**options))
     run_until(plan, stop_at)
     torch.manual_seed(12345)
-    resumed = run(settings(**options, resume=True).plan())
+    resumed = run(run_plan(settings(**options, resume=True)))
     assert (resumed.steps, resumed.best) == (whole.steps, whole.best)
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
     for name in ("last", "best"):
@@ -122,7 +123,7 @@ def test_a_stopped_run_goes_on_exactly(
 def test_dropout_is_really_on(settings: Settings, tmp_path: Path) -> None:
     """Else the test above would show nothing of random numbers."""
     for seed in (1, 1, 2):
-        run(settings(dropout=0.2, train_batch_size=10, seed=seed, output_dir=tmp_path / f"{seed}").plan())
+        run(run_plan(settings(dropout=0.2, train_batch_size=10, seed=seed, output_dir=tmp_path / f"{seed}")))
         if seed == 1:
             again = tmp_path / "again"
             (tmp_path / "1").rename(again) if not again.exists() else None
@@ -131,22 +132,22 @@ def test_dropout_is_really_on(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_run_stopped_before_its_first_checkpoint_leaves_nothing(settings: Settings, tmp_path: Path) -> None:
-    run_until(settings().plan(), 2)
+    run_until(run_plan(settings()), 2)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run").mkdir()
-    run_until(settings().plan(), 2)
+    run_until(run_plan(settings()), 2)
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
-    assert run(settings().plan()).steps == 9
+    assert run(run_plan(settings())).steps == 9
 
 
 def test_a_finished_run_goes_on_for_longer(settings: Settings, tmp_path: Path) -> None:
-    run(settings(num_train_epochs=1).plan())
+    run(run_plan(settings(num_train_epochs=1)))
     first = weights(tmp_path / "run" / "last")
-    resumed = run(settings(num_train_epochs=2, resume=True).plan())
+    resumed = run(run_plan(settings(num_train_epochs=2, resume=True)))
     assert resumed.steps == 6
     assert [record["step_count"] for record in metrics(tmp_path / "run")["val"]] == [3, 6]
     assert not same(first, weights(tmp_path / "run" / "last"))
-    again = run(settings(num_train_epochs=2, resume=True).plan())
+    again = run(run_plan(settings(num_train_epochs=2, resume=True)))
     assert (again.steps, again.best) == (6, resumed.best)
 
 
@@ -254,7 +255,7 @@ def test_training_and_the_question_encoder(settings: Settings, tmp_path: Path, c
     encoder = [name for name in start if name.startswith("rag.question_encoder.")]
     for freeze in (True, False):
         folder = tmp_path / str(freeze)
-        run(settings(output_dir=folder, num_train_epochs=1, freeze_question_encoder=freeze).plan())
+        run(run_plan(settings(output_dir=folder, num_train_epochs=1, freeze_question_encoder=freeze)))
         end = weights(folder / "last")
         assert all(torch.equal(start[name], end[name]) for name in encoder) == freeze
         assert not same(
@@ -264,14 +265,14 @@ def test_training_and_the_question_encoder(settings: Settings, tmp_path: Path, c
 
 def resume_message(settings: Settings, **changes: Any) -> str:
     with pytest.raises(InputError) as raised:
-        run(settings(**{"resume": True, **changes}).plan())
+        run(run_plan(settings(**{"resume": True, **changes})))
     return str(raised.value)
 
 
 def test_only_the_same_run_is_resumed(
     settings: Settings, tmp_path: Path, pairs_folder: Path, source_folder: Path
 ) -> None:
-    run(settings(num_train_epochs=1).plan())
+    run(run_plan(settings(num_train_epochs=1)))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     message = resume_message(settings, learning_rate=1e-3, seed=1)
     assert "was started differently: --learning_rate (0.01 then, 0.001 now), --seed (42 then, 1 now)" in message
@@ -284,7 +285,9 @@ def test_only_the_same_run_is_resumed(
     data.mkdir()
     for path in pairs_folder.iterdir():
         (data / path.name).write_bytes(path.read_bytes())
-    run(settings(num_train_epochs=1, resume=True, data_dir=data, eval_batch_size=3, early_stopping_patience=5).plan())
+    run(
+        run_plan(settings(num_train_epochs=1, resume=True, data_dir=data, eval_batch_size=3, early_stopping_patience=5))
+    )
     (data / "train.target").write_text("red\n" * 10, encoding="utf-8")
     assert "the training examples" in resume_message(settings, data_dir=data)
     untouched = {path: time for path, time in before.items() if path.parent.name.startswith("checkpoint")}
@@ -294,7 +297,7 @@ def test_only_the_same_run_is_resumed(
 def test_another_knowledge_source_is_another_run(settings: Settings, tmp_path: Path, models_folder: Path) -> None:
     from ragstone.commands.build_knowledge import BuildKnowledgeSettings, build_knowledge
 
-    run(settings(num_train_epochs=1).plan())
+    run(run_plan(settings(num_train_epochs=1)))
     (tmp_path / "other.tsv").write_text("king\tmara was the king\nstone\ta red stone\n", encoding="utf-8")
     build_knowledge(
         BuildKnowledgeSettings(
@@ -309,7 +312,7 @@ def test_another_knowledge_source_is_another_run(settings: Settings, tmp_path: P
 
 
 def test_profile(settings: Settings, tmp_path: Path) -> None:
-    run(settings(profile=True, train_batch_size=1, num_train_epochs=1).plan())
+    run(run_plan(settings(profile=True, train_batch_size=1, num_train_epochs=1)))
     table = (tmp_path / "run" / "profile.txt").read_text(encoding="utf-8")
     assert "aten::addmm" in table
     assert "Self CPU" in table
@@ -318,7 +321,7 @@ def test_profile(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_passage_count_above_the_corpus(settings: Settings, tmp_path: Path) -> None:
-    result = run(settings(n_docs=50, num_train_epochs=1).plan())
+    result = run(run_plan(settings(n_docs=50, num_train_epochs=1)))
     assert result.steps == 3
     assert metrics(tmp_path / "run")["val"][0]["distinct_passages"] == 1.0
     config = json.loads((tmp_path / "run" / "last" / "config.json").read_text(encoding="utf-8"))
