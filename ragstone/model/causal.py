@@ -317,30 +317,32 @@ class _CausalWriting:
         self._generator = generator
         self._contexts = contexts
         self._cache = contexts.memory.cache()
-        self._steps = 0
-        self._written = torch.zeros(0)
-        """[R, K, steps·K] which of the tokens written so far belong to each answer."""
+        self._steps = torch.zeros(0, dtype=torch.long, device=contexts.device)
+        """[W] the step in which each token behind the prompt was written."""
+        self._written = torch.zeros(len(contexts), 1, 0, dtype=torch.bool, device=contexts.device)
+        """[R, K, W] which of those tokens belong to each answer."""
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Writing.step."""
         contexts = self._contexts
-        rows = len(contexts)
-        each = len(tokens) // rows
-        if self._steps == 0:
+        each = len(tokens) // len(contexts)
+        tokens = tokens.view(-1, each)
+        number = int(self._steps[-1]) + 1 if len(self._steps) else 0
+        if number == 0:
             tokens = contexts.last()[:, None].expand(-1, each)
-            self._written = torch.zeros(rows, each, 0, dtype=torch.bool, device=contexts.device)
-        itself = torch.eye(each, dtype=torch.bool, device=contexts.device).expand(rows, -1, -1)
-        self._written = torch.cat([self._written, itself], dim=2)
-        steps = torch.full((each,), self._steps, device=contexts.device)
-        written = torch.arange(self._steps + 1, device=contexts.device).repeat_interleave(each)
-        tokens = tokens.reshape(rows, each)
-        logits = self._generator._go_on(contexts, self._cache, tokens, steps, written, self._written)
-        self._steps += 1
+        itself = torch.eye(each, dtype=torch.bool, device=contexts.device).expand(len(contexts), -1, -1)
+        self._written = torch.cat([self._written.expand(-1, each, -1), itself], dim=2)
+        now = torch.full((each,), number, device=contexts.device)
+        self._steps = torch.cat([self._steps, now])
+        logits = self._generator._go_on(contexts, self._cache, tokens, now, self._steps, self._written)
         return logits.flatten(0, 1)
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """See Writing.reorder: answers share what they have in common, so nothing moves but the mask."""
-        self._written = self._written.flatten(0, 1)[rows].view_as(self._written)
+    def go_on(self, contexts: torch.Tensor, answers: torch.Tensor) -> None:
+        """See Writing.go_on: answers share what they have in common, so that the mask alone moves."""
+        self._written = self._written[contexts.unsqueeze(1), answers]
+        if len(contexts) < len(self._contexts):
+            self._cache.batch_select_indices(contexts)
+            self._contexts = self._contexts.select(contexts)
 
 
 def _end_tokens(model: Any, tokenizer: Any, wrapping: Wrapping) -> list[int]:

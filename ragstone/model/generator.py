@@ -32,11 +32,11 @@ class Writing(Protocol):
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Scores [R·K, V] of what comes behind `tokens` [R·K], the last of each answer.
 
-        The first call tells K; its tokens stand for the start, whatever they are.
+        The first call tells K, until `go_on` does; its tokens stand for the start, whatever they are.
         """
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Go on from the answers in `rows` [R·K]; each row goes on from one of its own context."""
+    def go_on(self, contexts: torch.Tensor, answers: torch.Tensor) -> None:
+        """Go on with `contexts` [r] only, in their order, in each from its `answers` [r, K'], which may repeat."""
 
 
 Contexts = TypeVar("Contexts", bound=EncodedContexts)

@@ -1,6 +1,6 @@
 """transformers' generate over a distribution that is marginalised over N contexts.
 
-Shapes: G groups (questions), K beams, N contexts per group, V vocabulary.
+Shapes: G groups (questions), K samples per group, N contexts per group, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ragstone.model.beam_search import beam_search
 from ragstone.model.decoding import Decoding
 from ragstone.model.generator import Writing
-from ragstone.model.marginal import marginal_logits
+from ragstone.model.marginal_writing import MarginalWriting
 
 SCORES_AT_ONCE = 2**22
 GPU_SCORES_AT_ONCE = 2**29
@@ -60,12 +61,14 @@ def search_answers(
     for first, last in _parts(model, doc_log_probs, decoding):
         weights = doc_log_probs[first:last]
         groups = last - first
-        search: Any = MarginalSearch(model, begin(torch.arange(first * n, last * n, device=device)), weights)
+        writing = MarginalWriting(begin(torch.arange(first * n, last * n, device=device)), weights)
+        search: Any = MarginalSearch(model, writing)
         sequences = search.generate(
             torch.full((groups, 1), start, device=device),
             attention_mask=torch.ones(groups, 1, dtype=torch.long, device=device),
             # Not used: what was read so far is the writing's own affair. Without it, generate would make one.
             past_key_values=DynamicCache(),
+            custom_generate=beam_search if decoding.num_beams > 1 else None,
             **settings,
         )
         rows = [_trim(row, set(ends)) for row in sequences[:, 1:].tolist()]
@@ -87,32 +90,30 @@ def _parts(model: Any, doc_log_probs: torch.Tensor, decoding: Decoding) -> Itera
 
 
 class MarginalSearch(PreTrainedModel, GenerationMixin):
-    """Shows transformers' search one language model per group, whose next token is the marginal over N contexts.
+    """Shows transformers' generate one language model per group, whose next token is the marginal over N contexts.
 
-    To the search it looks like a decoder-only model whose prompt is one token, so that greedy search, beam search,
-    sampling and every logits processor of transformers work as they are. Inside, each of the G·K rows is N rows of the
-    generator, in the order [G, N, K]: the beams of a context stand together. Made for one call of generate.
+    It looks like a decoder-only model whose prompt is one token, so that greedy search, sampling and every logits
+    processor of transformers work as they are. Made for one call of generate.
     """
 
     config_class = PreTrainedConfig
 
-    def __init__(self, model: Any, writing: Writing, doc_log_probs: torch.Tensor) -> None:
-        """See search_answers."""
+    def __init__(self, model: Any, writing: MarginalWriting) -> None:
+        """See search_answers; `writing` is of the groups that are searched."""
         config = PreTrainedConfig(is_encoder_decoder=False)
         config.vocab_size = model.config.vocab_size
         super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
-        self._writing = writing
-        self._dtype = model.dtype
-        self._doc_log_probs = doc_log_probs
+        self.writing = writing
+        self._like = model
 
     @property
     def device(self) -> torch.device:
-        return self._doc_log_probs.device
+        return self._like.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._dtype
+        return self._like.dtype
 
     def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": input_ids[:, -1:], "past_key_values": kwargs["past_key_values"]}
@@ -120,24 +121,12 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Any = None, **_: Any
     ) -> CausalLMOutputWithPast:
-        """Marginal scores [G·K, 1, V] of the token behind `input_ids` [G·K, 1].
+        """Marginal scores [G·K, 1, V] of the token behind `input_ids` [G·K, 1], for K samples of each group.
 
         `attention_mask` is there for generate, which asks for it; rows have no padding.
         """
-        groups, n = self._doc_log_probs.shape
-        logits = self._writing.step(input_ids.view(groups, 1, -1).expand(-1, n, -1).reshape(-1))
-        if n > 1:
-            logits = marginal_logits(logits.view(groups, n, -1, logits.shape[-1]), self._doc_log_probs)
-        return CausalLMOutputWithPast(logits=logits.view(len(input_ids), 1, -1), past_key_values=past_key_values)
-
-    def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> Any:
-        """Follow the beams that survived."""
-        groups, n = self._doc_log_probs.shape
-        k = len(beams) // groups
-        # Beam g·K + k of the search is row (g·N + z)·K + k of the writing, for each context z.
-        first = torch.arange(groups * n, device=beams.device).view(groups, n, 1) * k
-        self._writing.reorder((first + (beams % k).view(groups, 1, k)).flatten())
-        return cache
+        scores = self.writing.scores(self.writing.step(input_ids.view(len(self.writing), -1)))
+        return CausalLMOutputWithPast(logits=scores.flatten(0, 1).unsqueeze(1), past_key_values=past_key_values)
 
 
 def _trim(labels: list[int], ends: set[int]) -> list[int]:

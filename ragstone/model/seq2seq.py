@@ -185,16 +185,17 @@ class _Seq2SeqWriting:
     def __init__(self, model: Any, contexts: Seq2SeqContexts, shares_contexts: bool) -> None:
         self._model = model
         self._contexts = contexts
+        """One for each row of the decoder, or, where it shares contexts, for all rows that stand together."""
         self._cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self._own_contexts = shares_contexts
+        self._shares_contexts = shares_contexts
+        self._read = len(contexts)
+        """R"""
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See Writing.step."""
-        if not self._own_contexts:
-            each = len(tokens) // len(self._contexts)
-            rows = torch.arange(len(self._contexts), device=tokens.device).repeat_interleave(each)
+        if not self._shares_contexts and len(self._contexts) < len(tokens):
+            rows = torch.arange(self._read, device=tokens.device).repeat_interleave(len(tokens) // self._read)
             self._contexts = self._contexts.select(rows)
-            self._own_contexts = True
         output = self._model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self._contexts.states),
             attention_mask=self._contexts.attention_mask,
@@ -204,9 +205,17 @@ class _Seq2SeqWriting:
         )
         return output.logits[:, -1]
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """See Writing.reorder. Cross-attention stays: all answers to a context attend to the same."""
-        self._cache.self_attention_cache.reorder_cache(rows)
+    def go_on(self, contexts: torch.Tensor, answers: torch.Tensor) -> None:
+        """See Writing.go_on. Answers to a context attend to the same, which moves only where contexts are left out."""
+        written, read = self._cache.self_attention_cache, self._cache.cross_attention_cache
+        each = written.layers[0].keys.shape[0] // self._read
+        rows = (contexts.unsqueeze(1) * each + answers).flatten()
+        written.reorder_cache(rows)
+        kept = contexts if self._shares_contexts else rows
+        if len(kept) != len(self._contexts):
+            read.reorder_cache(kept)
+            self._contexts = self._contexts.select(kept)
+        self._read = len(contexts)
 
 
 def _positions(config: Any, own: str) -> int | None:
