@@ -19,6 +19,7 @@ from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.data.examples import read_examples, texts_of
 from ragstone.encoders.fresh import fresh_encoder
 from ragstone.encoders.load import pretrained_tokenizer, save_encoder
+from ragstone.encoders.precision import best_device, fast_bfloat16
 from ragstone.errors import InputError
 from ragstone.knowledge.documents import find_files, read_documents
 from ragstone.model.contexts import ContextFormat
@@ -100,7 +101,7 @@ class Workplace:
                     val_check_interval=float(size.steps),
                     n_val=32,
                     num_beams=1,
-                    bf16=True,
+                    bf16=fast_bfloat16(best_device()),
                 )
             )
         return run / "last" if size.steps else joined

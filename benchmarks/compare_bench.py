@@ -83,6 +83,7 @@ class Bench:
         self._rates = {
             name: multiply_rate(dtype, best_device())
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+            if name == "fp32" or fast_bfloat16(best_device())
         }
 
     def compare(self, name: str) -> list[Record]:
@@ -265,7 +266,7 @@ class Bench:
             device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(),
             threads=torch.get_num_threads(),
             fp32_gflops=self._rates["fp32"] / 1e9,
-            bf16_gflops=self._rates["bf16"] / 1e9,
+            bf16_gflops=self._rates["bf16"] / 1e9 if "bf16" in self._rates else None,
             date=str(datetime.date.today()),
             commit=commit(),
             processor=processor(),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare_record import Record, markdown, parts_table
+from benchmarks.compare_record import Record, markdown, parts_table, rates
 from benchmarks.growth import Point
 from ragstone.errors import InputError
 from ragstone.output import write_text
@@ -116,8 +116,7 @@ def filled(text: str, tables: dict[str, list[str]]) -> str:
 def _machine(record: Record) -> str:
     return (
         f"{record.date}, commit {record.commit}, {record.threads} threads of {record.processor}, {record.device}, "
-        f"size {record.size}. Large matrix products reach {record.fp32_gflops:,.0f} GFLOP/s in fp32 and "
-        f"{record.bf16_gflops:,.0f} in bf16."
+        f"size {record.size}. Large matrix products reach {rates(record)}."
     )
 
 

@@ -63,15 +63,18 @@ class Generator(Protocol[Contexts]):
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Contexts:
         """Read contexts given as (passage part, question part); a long passage is cut, a question never."""
 
-    def target_logits(self, contexts: Contexts, labels: torch.Tensor) -> torch.Tensor:
+    def target_logits(
+        self, contexts: Contexts, labels: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Scores of every token at the positions of targets, all earlier targets given.
 
         Args:
             contexts: R contexts.
             labels: [R, A, T] A answers to each, -100 at padding.
+            wanted: [R, A, T] at which M labels; where None, at those that are no padding.
 
         Returns:
-            [M, V], a row for each of the M labels that are no padding, in their order.
+            [M, V], a row for each of the M labels, in their order.
         """
 
     def search(self, contexts: Contexts, doc_log_probs: torch.Tensor, decoding: Decoding) -> list[list[list[int]]]:

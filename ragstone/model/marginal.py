@@ -40,6 +40,11 @@ def target_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return _placed(chosen, labels)
 
 
+def shared_log_probs(logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """As target_log_probs, for target tokens that share rows of `logits` [U, V]: `rows` [M] says which is whose."""
+    return _placed(logits.float().log_softmax(dim=1)[rows, labels[labels != IGNORED]], labels)
+
+
 def mean_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """log p averaged over the vocabulary at each target position: what label smoothing adds. See target_log_probs."""
     real = logits.float()

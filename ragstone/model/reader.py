@@ -22,6 +22,7 @@ from ragstone.model.marginal import (
     mean_marginal_log_probs,
     sequence_log_likelihood,
     sequence_posterior,
+    shared_log_probs,
     target_log_probs,
     token_log_likelihood,
     token_posterior,
@@ -29,7 +30,8 @@ from ragstone.model.marginal import (
 
 Marginalisation = Literal["sequence", "token"]
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 512
+GPU_TOKENS_AT_ONCE = 4096
 """Target tokens that are scored in one pass: enough to fill the processor, few enough for its memory, of which each
 takes a row over the vocabulary."""
 
@@ -165,7 +167,8 @@ class Reader:
         labels = _pad([candidate.labels for candidate in candidates], device)
         token_log_probs = torch.zeros(len(candidates), n, labels.shape[1], device=device)
         prior = torch.full((len(candidates), n), -torch.inf, device=device)
-        for part in _parts(candidates, n):
+        at_once = TOKENS_AT_ONCE if device.type == "cpu" else GPU_TOKENS_AT_ONCE
+        for part in _parts(candidates, n, at_once):
             rows = torch.tensor([context for context, _ in part], device=device)
             read = torch.nn.utils.rnn.pad_sequence(
                 [torch.tensor(answers, device=device) for _, answers in part], batch_first=True, padding_value=-1
@@ -173,7 +176,8 @@ class Reader:
             # [R, A, T]: the candidates that each context is read for.
             wanted = labels[read].masked_fill((read < 0).unsqueeze(2), IGNORED)
             wanted = wanted[:, :, : int((wanted != IGNORED).any(dim=0).any(dim=0).sum())]
-            found = target_log_probs(self.generator.target_logits(contexts.select(rows), wanted), wanted)
+            first, shared = _beginnings(wanted)
+            found = shared_log_probs(self.generator.target_logits(contexts.select(rows), wanted, first), wanted, shared)
             context, answer = (read >= 0).nonzero(as_tuple=True)
             owner, reader = read[context, answer], rows[context] % n
             token_log_probs[owner, reader, : wanted.shape[2]] = found[context, answer]
@@ -236,10 +240,10 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _parts(candidates: Sequence[Candidate], n: int) -> Iterator[list[tuple[int, list[int]]]]:
+def _parts(candidates: Sequence[Candidate], n: int, tokens: int) -> Iterator[list[tuple[int, list[int]]]]:
     """Contexts, each with the numbers of the candidates that it is read for, in runs.
 
-    A run takes about TOKENS_AT_ONCE target tokens, when each of its contexts has as many candidates as the one that
+    A run takes about so many target `tokens`, when each of its contexts has as many candidates as the one that
     has most, and each candidate as many tokens as the longest; so contexts stand in the order of their candidates'
     number, and one that has very many comes more than once.
     """
@@ -247,19 +251,38 @@ def _parts(candidates: Sequence[Candidate], n: int) -> Iterator[list[tuple[int, 
     for number, candidate in enumerate(candidates):
         for reader in candidate.readers:
             answers.setdefault(candidate.question * n + reader, []).append(number)
-    most = max(1, TOKENS_AT_ONCE // max(len(candidate.labels) for candidate in candidates))
+    most = max(1, tokens // max(len(candidate.labels) for candidate in candidates))
     pieces = [(context, row[i : i + most]) for context, row in answers.items() for i in range(0, len(row), most)]
     part: list[tuple[int, list[int]]] = []
     longest = 0
     for context, numbers in sorted(pieces, key=lambda piece: len(piece[1])):
         length = max(len(candidates[number].labels) for number in numbers)
         longest = max(longest, length)
-        if part and (len(part) + 1) * len(numbers) * longest > TOKENS_AT_ONCE:
+        if part and (len(part) + 1) * len(numbers) * longest > tokens:
             yield part
             part, longest = [], length
         part.append((context, numbers))
     if part:
         yield part
+
+
+def _beginnings(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where answers [R, A, T] to a context begin alike, so that the next token has the same scores in all of them.
+
+    Returns:
+        [R, A, T] true at the first label of those with the same labels before them, and for each of the M labels that
+        are no padding, in their order, the number of the true one that it shares its scores with.
+    """
+    valid = labels != IGNORED
+    same = labels.unsqueeze(2) == labels.unsqueeze(1)
+    # [R, A, A, T] whether two answers are the same up to the label before each.
+    before = torch.nn.functional.pad(same[..., :-1], (1, 0), value=True).cumprod(dim=3).bool()
+    # The first answer that has a label there itself.
+    owner = (before & valid.unsqueeze(1)).to(torch.uint8).argmax(dim=2)
+    answers = torch.arange(labels.shape[1], device=labels.device)[:, None]
+    first = valid & (owner == answers)
+    numbers = (first.flatten().cumsum(0) - 1).view_as(labels)
+    return first, numbers.gather(1, owner)[valid]
 
 
 def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:

@@ -98,14 +98,17 @@ class Seq2SeqGenerator:
         place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
         return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place])
 
-    def target_logits(self, contexts: Seq2SeqContexts, labels: torch.Tensor) -> torch.Tensor:
+    def target_logits(
+        self, contexts: Seq2SeqContexts, labels: torch.Tensor, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See Generator.target_logits. The decoder's input is the labels shifted right behind the start token."""
         states, mask = contexts.states, contexts.attention_mask
         answers = labels.shape[1]
         if answers > 1 and not self._shares_contexts:
             states, mask = states.repeat_interleave(answers, dim=0), mask.repeat_interleave(answers, dim=0)
         labels = labels.flatten(0, 1)
-        with only_at(labels != IGNORED, self.model.get_output_embeddings()):
+        places = labels != IGNORED if wanted is None else wanted.flatten(0, 1)
+        with only_at(places, self.model.get_output_embeddings()):
             output = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,

@@ -182,14 +182,41 @@ def test_candidates_are_scored_in_runs_of_any_length(
     sizes = []
     inner = model.generator.target_logits
 
-    def watched(contexts: Any, labels: torch.Tensor) -> torch.Tensor:
+    def watched(contexts: Any, labels: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         sizes.append(labels.numel())
-        return inner(contexts, labels)
+        return inner(contexts, labels, wanted)
 
     monkeypatch.setattr(model.generator, "target_logits", watched)
     monkeypatch.setattr("ragstone.model.reader.TOKENS_AT_ONCE", 20)
     found = model.generate(QUESTIONS, decoding)
     assert len(sizes) > 3 and max(sizes) <= 20
     for mine, other in zip(found, expected, strict=True):
+        assert [answer.labels for answer in mine] == [answer.labels for answer in other]
+        assert [answer.score for answer in mine] == pytest.approx([answer.score for answer in other], rel=1e-5)
+
+
+def test_candidates_share_the_scores_behind_what_they_begin_with(
+    open_rag: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row over the vocabulary for each beginning and context, and the scores that each candidate has alone."""
+    model = open_rag()
+    inner = model.generator.target_logits
+    computed: list[int] = []
+
+    def watched(contexts: Any, labels: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        answers = [[[label for label in answer if label >= 0] for answer in rows] for rows in labels.tolist()]
+        beginnings = [{tuple(row[:i]) for row in rows for i in range(len(row))} for rows in answers]
+        logits = inner(contexts, labels, wanted)
+        computed.append(len(logits))
+        assert len(logits) == sum(map(len, beginnings)) < int((labels >= 0).sum())
+        return logits
+
+    monkeypatch.setattr(model.generator, "target_logits", watched)
+    found = model.generate(QUESTIONS, Decoding(3, max_length=8, num_return_sequences=3))
+    assert computed
+    monkeypatch.setattr(model.generator, "target_logits", inner)
+    monkeypatch.setattr("ragstone.model.reader.TOKENS_AT_ONCE", 1)
+    alone = model.generate(QUESTIONS, Decoding(3, max_length=8, num_return_sequences=3))
+    for mine, other in zip(found, alone, strict=True):
         assert [answer.labels for answer in mine] == [answer.labels for answer in other]
         assert [answer.score for answer in mine] == pytest.approx([answer.score for answer in other], rel=1e-5)
