@@ -218,7 +218,6 @@ def test_a_stopped_run_goes_on_in_another_number_of_processes(
             {**TWO, "distributed_retriever": "ray", "ray_address": "127.0.0.1:1"},
             "No Ray cluster answers at 127.0.0.1:1",
         ),
-        ({**TWO, "data_dir": "nowhere"}, "nowhere/train.source cannot be read"),
     ],
 )
 def test_what_is_refused(
@@ -231,6 +230,17 @@ def test_what_is_refused(
         assert message in capfd.readouterr().err.splitlines()[-1]
     else:
         assert message in refused(capfd, wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_under_torchrun_what_all_refuse_is_said_once(tmp_path: Path, base: dict[str, Any]) -> None:
+    flags = {**base, "data_dir": "nowhere", "output_dir": tmp_path / "run"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "ragstone", *words(flags)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    assert found.returncode != 0
+    said = [line for line in found.stderr.splitlines() if line.startswith("ragstone finetune: ")]
+    assert said == ["ragstone finetune: nowhere/train.source cannot be read: No such file or directory."]
     assert not (tmp_path / "run").exists()
 
 
