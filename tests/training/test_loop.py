@@ -18,11 +18,13 @@ from ragstone.encoders.load import save_encoder
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.processes.environment import Place
 from ragstone.processes.processes import OneProcess
 from ragstone.training.checkpoints import CheckpointKeeper
 from ragstone.training.hardware import accelerator_for
 from ragstone.training.loop import LoopSettings, Trainer, Validation
 from ragstone.training.optimizer import OptimizerSettings
+from ragstone.training.random_state import random_states
 from ragstone.types import Example
 from tests.conftest import WORDS
 
@@ -253,6 +255,42 @@ def test_gradient_checkpointing_changes_no_gradient(
         trainers.append(trainer)
     assert calls[True] > 1.5 * calls[False] > 0
     assert distance(*trainers) < 1e-6
+
+
+class Second(OneProcess):
+    """The second of two processes, which is told of states of its own and the first one's."""
+
+    place = Place(rank=1, size=2, local_rank=1, local_size=2)
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+    def gather(self, value: Any) -> list[Any]:
+        return [self.first, value]
+
+
+def test_each_rank_takes_up_its_own_random_numbers(train: Train) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def stop_and_go_on(trainer: Trainer) -> None:
+        alone = trainer.processes
+        torch.manual_seed(1)
+        trainer.processes = Second(random_states())
+        torch.manual_seed(2)
+        state = trainer.state()
+        drawn.append(torch.rand(3))
+        trainer.restore(state)
+        drawn.append(torch.rand(3))
+        # One that was not there before begins anew, and not as the first does.
+        trainer.restore({**state, "rng": state["rng"][:1]})
+        drawn.append(torch.rand(3))
+        trainer.processes = alone
+
+    train(LoopSettings(epochs=1, train_batch_size=10), after_step=stop_and_go_on)
+    torch.manual_seed(1)
+    first = torch.rand(3)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not any(torch.equal(other, one) for other, one in ((first, drawn[1]), (first, drawn[2]), drawn[1:]))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:
