@@ -31,7 +31,8 @@ def say_once(message: str, say: Callable[[], None]) -> None:
     if where.size == 1 or os.environ.get(AGENT) != "True":
         say()
         return
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.distributed_c10d import PrefixStore
 
     try:
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

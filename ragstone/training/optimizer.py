@@ -56,8 +56,8 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings, scaled: bool =
         from transformers.optimization import Adafactor
 
         return Adafactor(grouped, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
-    # Fused: one pass over weights, gradients and moments instead of one for each operation. On a GPU torch chooses. From
-    # a fused optimiser, accelerate would not learn that the gradient scaler skipped a step.
+    # Fused: one pass over weights, gradients and moments instead of one for each operation. On a GPU torch chooses.
+    # From a fused optimiser, accelerate would not learn that the gradient scaler skipped a step.
     fused = True if not scaled and all(parameter.device.type == "cpu" for parameter in model.parameters()) else None
     return torch.optim.AdamW(grouped, lr=settings.learning_rate, eps=settings.adam_epsilon, fused=fused)
 

@@ -52,7 +52,7 @@ def test_one_refuses(rank: int) -> None:
 
 
 def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone; under a launcher that keeps no store; with a store that has gone; in an environment that makes no sense."""
+    """Alone; under a launcher that keeps no store; with a store that has gone; in a senseless environment."""
     said: list[str] = []
     two = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for more in ({}, two, {**two, "TORCHELASTIC_USE_AGENT_STORE": "True"}, {**two, "RANK": "x"}):
