@@ -84,6 +84,7 @@ def test_the_table(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_whole_script(tmp_path: Path, data: Path) -> None:
     """Every step of it; started again, it does nothing twice and makes the same table."""
     out = tmp_path / "out"
