@@ -28,17 +28,19 @@ def main(source: Path, encoder: str, questions_file: Path) -> int:
     """Print how many of the questions' passages agree."""
     questions = questions_file.read_text(encoding="utf-8").splitlines()
     vectors = load_encoder(encoder, "question").embed(questions)
-    found = LocalRetriever(KnowledgeSource(source)).retrieve(vectors, N_DOCS).ids
+    knowledge = KnowledgeSource(source)
+    n_docs = min(N_DOCS, len(knowledge))
+    found = LocalRetriever(knowledge).retrieve(vectors, n_docs).ids
 
     passages = load_from_disk(str(source / "my_knowledge_dataset")).with_format("numpy")["embeddings"][:]
     queries = SentenceTransformer(encoder, device="cpu").encode(questions, batch_size=64, convert_to_numpy=True)
     scores = queries @ np.stack(passages).T
-    exact = np.argsort(-scores, axis=1, kind="stable")[:, :N_DOCS]
+    exact = np.argsort(-scores, axis=1, kind="stable")[:, :n_docs]
 
     same = found == exact
     tied = np.abs(np.take_along_axis(scores, found, 1) - np.take_along_axis(scores, exact, 1)) < TOLERANCE
     print(
-        f"{len(questions):,} questions, {len(passages):,} passages, {N_DOCS} each: "
+        f"{len(questions):,} questions, {len(passages):,} passages, {n_docs} each: "
         f"{same.mean():.4%} at the same place, "
         f"{(tied & ~same).sum()} exchanged with a tie, {(~tied & ~same).sum()} different"
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ragstone import __version__
 from ragstone.errors import InputError, LostError
 from ragstone.interrupt import stop_like_interrupt
+from ragstone.processes.refusal import say_once
 
 UNUSABLE_INPUT = 2
 LOST = 3
@@ -139,7 +140,7 @@ def _overview() -> str:
 
 
 def _fail(program: str, message: str, code: int = UNUSABLE_INPUT) -> int:
-    print(f"{program}: {message}", file=sys.stderr)
+    say_once(message, lambda: print(f"{program}: {message}", file=sys.stderr, flush=True))
     return code
 
 

@@ -30,6 +30,8 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
         refuse_without_wandb()
     if place().is_first and (placement.processes > 1 or settings.distributed_retriever == "ray"):
         print("\n".join(placement.lines), file=sys.stderr)
+    if place().is_first and placement.warning is not None:
+        print(f"ragstone finetune: {placement.warning}", file=sys.stderr)
     if placement.starts:
         port = None if settings.distributed_port == -1 else settings.distributed_port
         return launch(_finetune, settings, placement.processes, port)

@@ -164,7 +164,7 @@ class FinetuneSettings:
     """Validations in a row without a better exact match after which training stops; never where negative."""
 
     fp16: bool = False
-    """Half precision with a gradient scaler; on GPUs."""
+    """Half precision with a gradient scaler; for GPUs without bfloat16. CPUs can, slowly."""
     bf16: bool = False
     """bfloat16 matrix products; on GPUs and CPUs."""
     gpus: int | None = None

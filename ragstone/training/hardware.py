@@ -57,6 +57,10 @@ def accelerator_for(device: torch.device, precision: Precision, trackers: list[s
             log_with=trackers or None,
             project_config=ProjectConfiguration(str(folder), str(folder / "tensorboard")),
         )
+    if precision == "fp16" and accelerator.scaler is None:
+        # On a CPU, accelerate has neither autocast to float16 nor a gradient scaler; torch has both.
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler(device.type)
     try:
         yield accelerator
     finally:

@@ -111,7 +111,8 @@ class Trainer:
         self.monitor = Monitor(self.batches_per_epoch, model.corpus_size)
         steps = math.ceil(self.batches_per_epoch / loop.accumulation) * loop.epochs
         self.total_steps = steps if loop.max_steps < 0 else min(steps, loop.max_steps)
-        optimizer = make_optimizer(model, optimization)  # type: ignore[arg-type]
+        scaled = accelerator.scaler is not None
+        optimizer = make_optimizer(model, optimization, scaled)  # type: ignore[arg-type]
         self.schedule = make_schedule(optimizer, optimization, self.total_steps)
         self.wrapped, self.optimizer = prepare(accelerator, model, optimizer)
         self.step = 0

@@ -33,10 +33,10 @@ class OptimizerSettings:
     """Another step size for a RAG model's question encoder; the same as the generator's where None."""
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: OptimizerSettings, scaled: bool = False) -> torch.optim.Optimizer:
     """AdamW, or Adafactor with a given step size; biases and normalisation weights (vectors) are not decayed.
 
-    The first group has the generator's step size.
+    The first group has the generator's step size. `scaled` says that a gradient scaler of accelerate's steps it.
     """
     own = settings.question_encoder_learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -56,9 +56,9 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         from transformers.optimization import Adafactor
 
         return Adafactor(grouped, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
-    # Fused: one pass over weights, gradients and moments instead of one for each operation. On a GPU torch chooses:
-    # from a fused optimiser, accelerate would not learn that fp16's gradient scaler skipped a step.
-    fused = True if all(parameter.device.type == "cpu" for parameter in model.parameters()) else None
+    # Fused: one pass over weights, gradients and moments instead of one for each operation. On a GPU torch chooses.
+    # From a fused optimiser, accelerate would not learn that the gradient scaler skipped a step.
+    fused = True if not scaled and all(parameter.device.type == "cpu" for parameter in model.parameters()) else None
     return torch.optim.AdamW(grouped, lr=settings.learning_rate, eps=settings.adam_epsilon, fused=fused)
 
 

@@ -21,6 +21,7 @@ from ragstone.training.hardware import Precision
 BYTES_PER_WEIGHT = 16
 """float32 weight and gradient, and AdamW's two averages."""
 GIB = 2**30
+SLOW_FP16 = "Warning: --fp16 is slow on a CPU and loses steps to overflow; --bf16 is faster there and needs no scaler."
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Placement:
     """Whether they are still to be started, on this host."""
     lines: list[str]
     """The plan for people: a heading and what stands under it."""
+    warning: str | None = None
+    """What works, but is better done otherwise."""
 
 
 def plan_placement(wishes: Wishes, place: Place) -> Placement:
@@ -75,7 +78,8 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
         _check_retrieval(retrieval, method, gpus, index)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
     lines.append(f"memory     {_memory(wishes, here, gpus, index)}")
-    return Placement(processes, place.size == 1 and here > 1, lines)
+    slow = wishes.precision == "fp16" and not gpus
+    return Placement(processes, place.size == 1 and here > 1, lines, SLOW_FP16 if slow else None)
 
 
 def _gpus(wishes: Wishes, place: Place) -> int:
@@ -104,8 +108,6 @@ def _gpus(wishes: Wishes, place: Place) -> int:
         gpus = min(1, there)
     elif gpus and processes not in (None, gpus):
         raise InputError(f"--num_processes {processes} is for CPUs; --gpus {gpus} starts a process per GPU.")
-    if wishes.precision == "fp16" and gpus == 0:
-        raise InputError("--fp16 needs a GPU; on a CPU take --bf16, or leave the precision alone.")
     return gpus
 
 

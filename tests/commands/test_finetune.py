@@ -419,7 +419,7 @@ def test_bf16_on_the_cpu(base: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: int, tmp_path: Path) -> None:
-    flags = {**base, "dropout": 0.2, "num_train_epochs": 40, "train_batch_size": 3, "val_check_interval": 5}
+    flags = {**base, "dropout": 0.2, "num_train_epochs": 25, "train_batch_size": 3, "val_check_interval": 5}
     assert run(flags, output_dir=tmp_path / "whole") == 0
     process = [sys.executable, "-m", "ragstone", *words(flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -428,7 +428,7 @@ def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: i
     with subprocess.Popen(process, stderr=subprocess.PIPE, text=True, env=environment, **listens) as running:
         assert running.stderr is not None
         for line in running.stderr:
-            if line.startswith("step 20/"):
+            if line.startswith("step 15/"):
                 running.send_signal(signal_number)
         assert running.wait(60) == 130
     killed_at = records(tmp_path / "run")[-1]["step_count"]
@@ -441,7 +441,7 @@ def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: i
     )
     assert one == other
     # The line comes before the checkpoint, so the signal may have met it half-written.
-    assert 15 <= killed_at < 160
+    assert 10 <= killed_at < 100
     last, expected = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(last[name], expected[name]) for name in expected)
 
@@ -469,7 +469,6 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**32}, "--seed is 4294967296, but must be below 4294967296"),
     ({"val_check_interval": 0}, "--val_check_interval is 0.0, but must be a number above 0"),
     ({"fp16": True, "bf16": True}, "--fp16 and --bf16 exclude each other"),
-    ({"fp16": True, "gpus": 0}, "--fp16 needs a GPU; on a CPU take --bf16"),
     ({"gpus": 99}, "--gpus 99: this machine has"),
     ({"gpus": -1}, "--gpus is -1, but must be a number from 0 on"),
     ({"resume": True, "fast_dev_run": True}, "leave --resume out"),
@@ -497,7 +496,6 @@ def test_bad_flags(
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="this machine has what is asked for")
 def test_gpus_without_gpus(base: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert "--gpus 1: this machine has 0 GPUs that torch can use" in refusal(base, capsys, gpus=1)
-    assert "--fp16 needs a GPU" in refusal(base, capsys, fp16=True)
 
 
 BAD_FILES: list[tuple[str, bytes | None, str]] = [

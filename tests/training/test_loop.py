@@ -18,11 +18,13 @@ from ragstone.encoders.load import save_encoder
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.processes.environment import Place
 from ragstone.processes.processes import OneProcess
 from ragstone.training.checkpoints import CheckpointKeeper
 from ragstone.training.hardware import accelerator_for
 from ragstone.training.loop import LoopSettings, Trainer, Validation
 from ragstone.training.optimizer import OptimizerSettings
+from ragstone.training.random_state import random_states
 from ragstone.types import Example
 from tests.conftest import WORDS
 
@@ -45,6 +47,8 @@ def train(tmp_path: Path, checkpoint_folder: Path, source_folder: Path, pairs_fo
         examples: list[Example] | None = None,
         precision: Any = "no",
         name: Path = checkpoint_folder,
+        scale: float | None = None,
+        after_step: Callable[[Trainer], None] = lambda _: None,
         **request: Any,
     ) -> tuple[Trainer, list[Validation]]:
         folder = tmp_path / str(next(number))
@@ -58,6 +62,8 @@ def train(tmp_path: Path, checkpoint_folder: Path, source_folder: Path, pairs_fo
             request = {"passages_path": str(source_folder), **request}
         model = open_model(ModelRequest(str(name), device=cpu, **request))
         with accelerator_for(cpu, precision, [], folder) as accelerator:
+            if accelerator.scaler is not None and scale is not None:
+                accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), "scale": scale})
             trainer = Trainer(
                 model,
                 accelerator,
@@ -71,6 +77,7 @@ def train(tmp_path: Path, checkpoint_folder: Path, source_folder: Path, pairs_fo
                 score=lambda predictions, answers: {"em": next(given)},
                 report=validations.append,
                 identity={},
+                after_step=lambda: after_step(trainer),
             )
             trainer.run()
         return trainer, validations
@@ -167,17 +174,49 @@ def test_max_steps_end_training_and_schedule(train: Train) -> None:
     assert trainer.step == 3
 
 
-def test_bf16_on_the_cpu_gives_nearly_the_losses_of_fp32(train: Train) -> None:
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_half_precision_on_the_cpu_gives_nearly_the_losses_of_fp32(train: Train, half: str) -> None:
     loop = LoopSettings(epochs=6, train_batch_size=5)
-    runs = {precision: train(loop, precision=precision) for precision in ("no", "bf16")}
+    # Of fp16 the first steps are not left out, so that both take the same.
+    runs = {precision: train(loop, precision=precision, scale=1024.0) for precision in ("no", half)}
     losses = {
         precision: torch.tensor([validation.measures["loss_per_token"] for validation in validations])
         for precision, (_, validations) in runs.items()
     }
-    torch.testing.assert_close(losses["bf16"], losses["no"], rtol=0.05, atol=0.02)
-    assert not torch.equal(losses["bf16"], losses["no"])
-    assert losses["bf16"][-1] < losses["bf16"][0] / 2
-    assert {tensor.dtype for tensor in weights(runs["bf16"][0]).values()} == {torch.float32}
+    torch.testing.assert_close(losses[half], losses["no"], rtol=0.05, atol=0.02)
+    assert not torch.equal(losses[half], losses["no"])
+    assert losses[half][-1] < losses[half][0] / 2
+    assert {tensor.dtype for tensor in weights(runs[half][0]).values()} == {torch.float32}
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_halves_the_scale(train: Train) -> None:
+    """Weights and learning rate stay, until the scale is one that fits."""
+    seen: list[tuple[float, float, dict[str, torch.Tensor]]] = []
+
+    def look(trainer: Trainer) -> None:
+        rate = trainer.schedule.get_last_lr()[0]
+        seen.append((trainer.accelerator.scaler.get_scale(), rate, weights(trainer)))
+
+    train(LoopSettings(epochs=30, train_batch_size=10), precision="fp16", scale=2.0**30, after_step=look)
+    scales = [scale for scale, _, _ in seen]
+    halved = next(number for number, (a, b) in enumerate(itertools.pairwise(scales)) if a == b)
+    assert 5 < halved < 28
+    assert scales == [2.0 ** (29 - min(number, halved)) for number in range(30)]
+    same = [all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+            for (_, _, one), (_, _, other) in itertools.pairwise(seen)]  # fmt: skip
+    assert same == [number < halved for number in range(29)]
+    rates = [rate for _, rate, _ in seen]
+    assert rates[: halved + 1] == [1e-2] * (halved + 1)
+    assert rates[halved + 1] < 1e-2
+
+
+def test_gradients_are_clipped_in_their_own_size(train: Train) -> None:
+    """After a clipped step of fp16 the weights are nearly those of fp32: the scale is taken out before clipping."""
+    loop = LoopSettings(epochs=1, train_batch_size=10, max_grad_norm=0.1)
+    scaled, _ = train(loop, optimization=STEADY, precision="fp16", scale=1024.0)
+    plain, _ = train(loop, optimization=STEADY)
+    start, _ = train(loop, optimization=OptimizerSettings(1e-12))
+    assert distance(scaled, plain) < 0.05 * distance(plain, start)
 
 
 @pytest.mark.parametrize("generator", ["bart", "t5"])
@@ -216,6 +255,42 @@ def test_gradient_checkpointing_changes_no_gradient(
         trainers.append(trainer)
     assert calls[True] > 1.5 * calls[False] > 0
     assert distance(*trainers) < 1e-6
+
+
+class Second(OneProcess):
+    """The second of two processes, which is told of states of its own and the first one's."""
+
+    place = Place(rank=1, size=2, local_rank=1, local_size=2)
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+    def gather(self, value: Any) -> list[Any]:
+        return [self.first, value]
+
+
+def test_each_rank_takes_up_its_own_random_numbers(train: Train) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def stop_and_go_on(trainer: Trainer) -> None:
+        alone = trainer.processes
+        torch.manual_seed(1)
+        trainer.processes = Second(random_states())
+        torch.manual_seed(2)
+        state = trainer.state()
+        drawn.append(torch.rand(3))
+        trainer.restore(state)
+        drawn.append(torch.rand(3))
+        # One that was not there before begins anew, and not as the first does.
+        trainer.restore({**state, "rng": state["rng"][:1]})
+        drawn.append(torch.rand(3))
+        trainer.processes = alone
+
+    train(LoopSettings(epochs=1, train_batch_size=10), after_step=stop_and_go_on)
+    torch.manual_seed(1)
+    first = torch.rand(3)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not any(torch.equal(other, one) for other, one in ((first, drawn[1]), (first, drawn[2]), drawn[1:]))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:

@@ -89,12 +89,16 @@ def test_a_model_that_does_not_fit_is_refused(wishes: dict[str, Any], tmp_path: 
         plan(wishes, model=str(tmp_path), num_processes=2)
 
 
+def test_half_precision_on_a_cpu_is_warned_of(wishes: dict[str, Any]) -> None:
+    assert str(plan(wishes, precision="fp16").warning).startswith("Warning: --fp16 is slow on a CPU")
+    assert plan(wishes, precision="bf16").warning is None
+
+
 @needs_no_gpu
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"gpus": 2}, "--gpus 2: this machine has 0 GPUs"),
-        ({"precision": "fp16"}, "--fp16 needs a GPU"),
         ({"retrieval": RetrievalSettings(device="cuda")}, "--index_device cuda: this machine has no GPU"),
     ],
 )

@@ -93,8 +93,9 @@ def closed_book(models_folder: Path) -> dict[str, Any]:
     return {"model_name_or_path": str(models_folder / "generator"), "passages_path": None, "n_docs": None}
 
 
-@pytest.mark.parametrize("stop_at", [2, 3, 8])
-@pytest.mark.parametrize("kind", ["rag", "closed-book", "adafactor"])
+@pytest.mark.parametrize(
+    ("kind", "stop_at"), [("rag", 2), ("rag", 3), ("rag", 8), ("closed-book", 3), ("adafactor", 8), ("fp16", 3)]
+)
 def test_a_stopped_run_goes_on_exactly(
     kind: str, stop_at: int, settings: Settings, tmp_path: Path, models_folder: Path
 ) -> None:
@@ -103,11 +104,16 @@ def test_a_stopped_run_goes_on_exactly(
         "rag": {"dropout": 0.2, "weight_decay": 0.01, "lr_scheduler": "cosine", "warmup_steps": 2},
         "closed-book": {"dropout": 0.2, "encoder_layerdrop": 0.3, **closed_book(models_folder)},
         "adafactor": {"dropout": 0.2, "adafactor": True, "gradient_accumulation_steps": 2, "train_batch_size": 2},
+        "fp16": {"dropout": 0.2, "fp16": True},
     }[kind]
     options |= {"num_train_epochs": 4, "val_check_interval": 0.4}
     whole = run(run_plan(settings(**options, output_dir=tmp_path / "whole")))
     plan = run_plan(settings(**options))
     run_until(plan, stop_at)
+    scaler = torch.load(tmp_path / "run" / "last" / "training_state.pt")["scaler"]
+    assert (scaler is not None) == (kind == "fp16")
+    # The first steps overflowed, so a scaler that began anew would do so once more.
+    assert scaler is None or scaler["scale"] < 65536
     torch.manual_seed(12345)
     resumed = run(run_plan(settings(**options, resume=True)))
     assert (resumed.steps, resumed.best) == (whole.steps, whole.best)
