@@ -21,7 +21,7 @@ import pytest
 from ragstone.__main__ import main
 from ragstone.commands.download_knowledge import DownloadKnowledgeSettings
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.knowledge.wiki_dpr import find_wiki_dpr
+from ragstone.knowledge.wiki_dpr import find_wiki_dpr, index_file
 from ragstone.settings import parse_settings
 from tests.commands.conftest import refused
 from tests.knowledge.hub import COMMIT, Hub
@@ -37,9 +37,9 @@ LARGE = 90_000
 """Characters of a passage of the last file but one: the client writes to disk in pieces of 10 MB."""
 
 
-def wiki_dpr_layout(folder: Path, large: int = 10) -> Path:
-    """The files of facebook/wiki_dpr, small: passages in three files, both indexes, for nq."""
-    data, index_folder = folder / "data" / "psgs_w100" / "nq", folder / "index"
+def wiki_dpr_layout(folder: Path, large: int = 10, embeddings: str = "nq") -> Path:
+    """The files of facebook/wiki_dpr, small: passages in three files, both indexes, for one kind of embeddings."""
+    data, index_folder = folder / "data" / "psgs_w100" / embeddings, folder / "index"
     data.mkdir(parents=True)
     index_folder.mkdir()
     letters = np.random.default_rng(1)
@@ -59,7 +59,7 @@ def wiki_dpr_layout(folder: Path, large: int = 10) -> Path:
         index = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
         index.train(VECTORS)
         index.add(VECTORS)
-        faiss.write_index(index, str(index_folder / f"psgs_w100.nq.{name}-IP-train.faiss"))
+        faiss.write_index(index, str(index_folder / f"psgs_w100.{embeddings}.{name}-IP-train.faiss"))
     return folder
 
 
@@ -128,6 +128,25 @@ def test_a_download_that_the_hub_leaves_goes_on(tmp_path: Path) -> None:
     assert f"{large} is damaged: it is not what the hub lists, and was removed" in done.stderr
     assert again.requests == [] and not blob.exists()
     again.close()
+
+
+@pytest.mark.parametrize(("embeddings", "index"), [("nq", "exact"), ("multiset", "exact"), ("multiset", "compressed")])
+def test_each_kind_of_embeddings_and_index_comes_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embeddings: str, index: str
+) -> None:
+    from huggingface_hub import constants
+
+    layout, cache = wiki_dpr_layout(tmp_path / "hub", embeddings=embeddings), tmp_path / "cache"
+    hub = Hub(layout, "facebook/wiki_dpr")
+    done = download(hub, cache, "--accept_license", "--embeddings", embeddings, "--index", index)
+    hub.close()
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    passages, path = find_wiki_dpr(index, embeddings)
+    assert [file.name for file in path.parent.iterdir()] == [Path(index_file(embeddings, index)).name]
+    use = f"--index_name {index}" if embeddings == "nq" else f"--passages_path {passages} --index_path {path}"
+    assert f"use it with  {use}\n" in done.stdout
+    assert len(KnowledgeSource(passages, path)) == ROWS
 
 
 @pytest.fixture
