@@ -99,7 +99,7 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
     def __init__(self, model: Any, writing: Writing, doc_log_probs: torch.Tensor) -> None:
         """See search_answers."""
         config = PreTrainedConfig(is_encoder_decoder=False)
-        config.vocab_size = model.config.vocab_size
+        config.vocab_size = model.config.get_text_config().vocab_size
         super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
         self._writing = writing
