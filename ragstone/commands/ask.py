@@ -45,6 +45,8 @@ class AskSettings:
     """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
     hybrid_weight: float | None = None
     """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the generator's weights: half takes half the memory."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Keep the generator's layers in 8 or 4 bits, for less memory."""
     num_beams: int = 4
@@ -90,6 +92,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
             use_dummy_dataset=settings.use_dummy_dataset,
             n_docs=settings.n_docs,
             method=settings.method(),
+            torch_dtype=settings.torch_dtype,
             quantization=settings.quantization,
         )
     )

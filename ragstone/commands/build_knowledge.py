@@ -63,6 +63,10 @@ class BuildKnowledgeSettings:
     """A question to answer at the end, with --rag_model_name."""
     rag_model_name: str | None = None
     """RAG checkpoint that answers --question."""
+    torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights of --rag_model_name's generator: half takes half the memory; float32 where not given."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Keep the layers of --rag_model_name's generator in 8 or 4 bits, for less memory."""
 
     def __post_init__(self) -> None:
         for name in ("max_words", "batch_size", "m"):
@@ -79,6 +83,9 @@ class BuildKnowledgeSettings:
                 raise InputError(f"--{name} is for vectors, which --index {WORDS_ALONE} makes none of; leave it out.")
         if self.question is not None and self.rag_model_name is None:
             raise InputError("--question needs --rag_model_name, the checkpoint that is to answer it.")
+        for name in ("torch_dtype", "quantization"):
+            if self.rag_model_name is None and getattr(self, name) is not None:
+                raise InputError(f"--{name} is for the generator of --rag_model_name; give both or neither.")
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,14 @@ def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
     from ragstone.model.decoding import Decoding
     from ragstone.model.open import ModelRequest, open_model
 
-    model = open_model(ModelRequest(settings.rag_model_name, passages_path=str(settings.output_dir)))
+    model = open_model(
+        ModelRequest(
+            settings.rag_model_name,
+            passages_path=str(settings.output_dir),
+            torch_dtype=settings.torch_dtype,
+            quantization=settings.quantization,
+        )
+    )
     return model.generate([settings.question], Decoding())[0][0]
 
 

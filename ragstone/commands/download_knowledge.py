@@ -40,6 +40,8 @@ class Downloaded:
     bytes: int
     index_name: str
     embeddings: str
+    encoder: str
+    """What made the vectors."""
 
 
 def download_knowledge(settings: DownloadKnowledgeSettings) -> Downloaded:
@@ -48,6 +50,7 @@ def download_knowledge(settings: DownloadKnowledgeSettings) -> Downloaded:
     Size and licence are said first. What was downloaded before is checked, not fetched again; a file that a download
     stopped in goes on.
     """
+    from ragstone.encoders.published import PASSAGE_ENCODERS
     from ragstone.knowledge.hub_cache import HubCache
     from ragstone.knowledge.source import KnowledgeSource
     from ragstone.knowledge.wiki_dpr import REPOSITORY, index_file, passages_folder
@@ -69,12 +72,14 @@ def download_knowledge(settings: DownloadKnowledgeSettings) -> Downloaded:
         bytes=listing.size,
         index_name=settings.index,
         embeddings=settings.embeddings,
+        encoder=PASSAGE_ENCODERS[settings.embeddings],
     )
 
 
 def show(result: Downloaded) -> None:
     """Print where it is and how it is used."""
     print(f"passages     {result.passages:,} with vectors of {result.dimension} dimensions in {result.passages_path}")
+    print(f"encoder      {result.encoder}")
     print(f"index        {result.index_path}")
     print(f"checksums    {result.files} files of {result.bytes / GB:.1f} GB, all as the hub lists them")
     if result.embeddings == "nq":

@@ -70,6 +70,8 @@ class EvalSettings:
     """Search a few passages with made-up vectors, to try the model out."""
     eval_batch_size: int = 8
     """Questions that are answered at once."""
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the generator's weights: half takes half the memory."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Keep the generator's layers in 8 or 4 bits, for less memory."""
     num_beams: int = 4
@@ -314,6 +316,7 @@ def _request(settings: EvalSettings, target: Target) -> ModelRequest:
         use_dummy_dataset=settings.use_dummy_dataset,
         n_docs=settings.n_docs,
         method=target.method,
+        torch_dtype=settings.torch_dtype,
         quantization=settings.quantization,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,3 +85,9 @@ def show(result: ImportedKnowledge) -> None:
     print(f"size              {statistics['bytes'] / 2**20:,.1f} MiB")
     print(f"time              {statistics['seconds']:,.1f} s")
     print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
+    if manifest.encoder is None:
+        print(
+            "No encoder was named, so that of a model that searches this source only the length of the vectors can be "
+            "checked; name it with --dpr_ctx_encoder_model_name where it is at hand.",
+            file=sys.stderr,
+        )

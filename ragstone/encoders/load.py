@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from ragstone.encoders.dense import read_dense, save_dense
+from ragstone.encoders.files import find_file, write_json
 from ragstone.encoders.hub import hub_options
 from ragstone.encoders.pooling import Pooling
-from ragstone.encoders.recorded import PROMPT_NAMES, Side, recorded_settings, wants_lower_case
+from ragstone.encoders.recorded import PROMPT_NAMES, Side, dense_paths, recorded_settings, wants_lower_case
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
 from ragstone.errors import InputError
 from ragstone.progress import activity
@@ -71,7 +72,13 @@ def load_encoder(
         _model_class(config), name_or_path, "encoder weights", cache_dir=cache_dir, output_loading_info=True
     )
     refuse_new_weights(name_or_path, _needed(report["missing_keys"], settings), allow_new_weights)
-    return TextEncoder(model.float().eval(), tokenizer, settings, name_or_path)
+    encoder = TextEncoder(model.float().eval(), tokenizer, settings, name_or_path)
+    if settings.pooling != "pooler":
+        paths = dense_paths(name_or_path, cache_dir)
+        encoder.dense = read_dense(
+            lambda file: find_file(name_or_path, file, cache_dir), paths, name_or_path, encoder.width
+        )
+    return encoder
 
 
 def save_encoder(encoder: TextEncoder, folder: Path) -> None:
@@ -81,25 +88,28 @@ def save_encoder(encoder: TextEncoder, folder: Path) -> None:
     settings = encoder.settings
     if settings.pooling == "pooler":
         return
-    modules = ["Transformer", "Pooling", *(["Normalize"] if settings.normalize else [])]
+    dense: list[Any] = list(encoder.dense or ())
+    modules = ["Transformer", "Pooling", *["Dense"] * len(dense), *(["Normalize"] if settings.normalize else [])]
     paths = ["" if i == 0 else f"{i}_{name}" for i, name in enumerate(modules)]
     entries = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (name, path) in enumerate(zip(modules, paths, strict=True))
     ]
     pooling = {
-        "word_embedding_dimension": encoder.dimension,
+        "word_embedding_dimension": encoder.width,
         "pooling_mode_cls_token": settings.pooling == "cls",
         "pooling_mode_mean_tokens": settings.pooling == "mean",
         "pooling_mode_lasttoken": settings.pooling == "last",
     }
     for path in paths[1:]:
         (folder / path).mkdir(exist_ok=True)
-    _write_json(folder / "modules.json", entries)
-    _write_json(folder / paths[1] / "config.json", pooling)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_length, "do_lower_case": False})
+    for module, path in zip(dense, paths[2:], strict=False):
+        save_dense(module, folder / path)
+    write_json(folder / "modules.json", entries)
+    write_json(folder / paths[1] / "config.json", pooling)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_length, "do_lower_case": False})
     prompts = {name: settings.prompt for names in PROMPT_NAMES.values() for name in names[:1]}
-    _write_json(folder / "config_sentence_transformers.json", {"prompts": prompts if settings.prompt else {}})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts if settings.prompt else {}})
 
 
 def refuse_new_weights(name: str, missing: list[str], allowed: bool) -> None:
@@ -162,7 +172,3 @@ def pretrained_tokenizer(name_or_path: str, what: str = "tokenizer", **options: 
     if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
         raise InputError(f"The {what} in {name_or_path} cannot be read (it has no vocabulary); save it again.")
     return tokenizer
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

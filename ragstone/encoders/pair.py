@@ -67,7 +67,7 @@ def load_pair(
             f"{passage.dimension}; questions and passages need vectors of equal length."
         )
     if shared:
-        passage = TextEncoder(question.model, question.tokenizer, passage.settings, passage.name)
+        passage = TextEncoder(question.model, question.tokenizer, passage.settings, passage.name, question.dense)
     return EncoderPair(question, passage)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, Literal
 
-from ragstone.encoders.hub import hub_options
+from ragstone.encoders.files import find_file, read_json
 from ragstone.encoders.pooling import Pooling
 from ragstone.encoders.text_encoder import EncoderSettings
 from ragstone.errors import InputError
@@ -44,36 +42,66 @@ def recorded_settings(
         return EncoderSettings(pooling="pooler", pair=True)
 
     def recorded(file_name: str) -> Any:
-        return {} if name_or_path is None else _read_json(name_or_path, file_name, cache_dir)
+        return {} if name_or_path is None else _read(name_or_path, file_name, cache_dir)
 
-    modules = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in recorded("modules.json")}
+    modules = _modules(recorded("modules.json"), str(name_or_path))
     if not modules:
         return EncoderSettings()
-    unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise InputError(f"{name_or_path} has the modules {sorted(unknown)}, which Ragstone cannot apply.")
-    pooling = recorded(f"{modules['Pooling']}/config.json") if "Pooling" in modules else {}
-    prompts = recorded("config_sentence_transformers.json").get("prompts") or {}
-    prompt = next((prompts[name] for name in PROMPT_NAMES[side] if prompts.get(name)), "")
+    kinds = dict(modules)
+    pooling = recorded(f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else {}
+    prompt = _prompt(recorded("config_sentence_transformers.json"), side, str(name_or_path))
     if prompt and pooling.get("include_prompt") is False:
         raise InputError(f"{name_or_path} leaves its prompt out of the pooling, which Ragstone cannot apply.")
     transformer = recorded("sentence_bert_config.json")
     return EncoderSettings(
         pooling=_pooling_of(pooling, str(name_or_path)) if pooling else "mean",
-        normalize="Normalize" in modules,
+        normalize="Normalize" in kinds,
         prompt=prompt,
         max_length=transformer.get("max_seq_length") or UNLIMITED,
     )
 
 
+def dense_paths(name_or_path: str, cache_dir: str | None = None) -> list[str]:
+    """Where a sentence-transformers model has Dense modules, in the order in which they are applied."""
+    modules = _modules(_read(name_or_path, "modules.json", cache_dir), name_or_path)
+    return [path for kind, path in modules if kind == "Dense"]
+
+
 def is_sentence_transformers(name_or_path: str, cache_dir: str | None = None) -> bool:
     """Whether a model is of sentence-transformers' kind, which says how it encodes both sides."""
-    return bool(_read_json(name_or_path, "modules.json", cache_dir))
+    return bool(_read(name_or_path, "modules.json", cache_dir))
 
 
 def wants_lower_case(name_or_path: str, cache_dir: str | None = None) -> bool:
     """Whether a sentence-transformers model wants its text in lower case."""
-    return bool(_read_json(name_or_path, "sentence_bert_config.json", cache_dir).get("do_lower_case"))
+    return bool(_read(name_or_path, "sentence_bert_config.json", cache_dir).get("do_lower_case"))
+
+
+def _modules(entries: Any, name: str) -> list[tuple[str, str]]:
+    """Kind and folder of each module that modules.json names, in order.
+
+    Raises:
+        InputError: a kind, or an order of them, that Ragstone cannot apply.
+    """
+    modules = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in entries]
+    kinds = [kind for kind, _ in modules]
+    unknown = set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}
+    if unknown:
+        raise InputError(f"{name} has the modules {sorted(unknown)}, which Ragstone cannot apply.")
+    if "Normalize" in kinds and "Dense" in kinds[kinds.index("Normalize") :]:
+        raise InputError(f"{name} normalises before a Dense module, which Ragstone cannot apply.")
+    return modules
+
+
+def _prompt(config: Any, side: Side, name: str) -> str:
+    """The prompt of a side; the default one of the model where it has none of that side, not even an empty one."""
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    own = [prompts[key] for key in PROMPT_NAMES[side] if key in prompts]
+    if own or default is None:
+        return next((prompt for prompt in own if prompt), "")
+    if default not in prompts:
+        raise InputError(f"{name} takes the prompt {default!r} where none is named, but has none of that name.")
+    return prompts[default] or ""
 
 
 def _pooling_of(config: Any, name: str) -> Pooling:
@@ -86,20 +114,7 @@ def _pooling_of(config: Any, name: str) -> Pooling:
     return POOLING_NAMES[chosen[0]]
 
 
-def _read_json(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:
+def _read(name_or_path: str, file_name: str, cache_dir: str | None) -> Any:
     """A JSON file of a model; an empty object where the model has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    path = Path(name_or_path) / file_name
-    if not Path(name_or_path).is_dir():
-        try:
-            path = Path(hf_hub_download(name_or_path, file_name, cache_dir=cache_dir, **hub_options(name_or_path)))
-        except EntryNotFoundError:
-            return {}
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
+    path = find_file(name_or_path, file_name, cache_dir)
+    return {} if path is None else read_json(path)

@@ -47,10 +47,21 @@ class EncoderSettings:
 class TextEncoder(nn.Module):
     """Encodes questions, or passages with titles, into vectors."""
 
-    def __init__(self, model: Any, tokenizer: Any, settings: EncoderSettings, name: str) -> None:
-        """`model` is a transformers encoder, `name` what messages call it (its folder or hub name)."""
+    def __init__(
+        self, model: Any, tokenizer: Any, settings: EncoderSettings, name: str, dense: nn.Sequential | None = None
+    ) -> None:
+        """Join what makes a vector of a text.
+
+        Args:
+            model: a transformers encoder.
+            tokenizer: the model's.
+            settings: see EncoderSettings.
+            name: what messages call it (its folder or hub name).
+            dense: layers between pooling and normalisation, see encoders.dense.
+        """
         super().__init__()
         self.model = model
+        self.dense = dense
         self.tokenizer = tokenizer
         self.settings = settings
         self.name = name
@@ -65,6 +76,14 @@ class TextEncoder(nn.Module):
     @property
     def dimension(self) -> int:
         """D, the length of its vectors."""
+        if self.dense is not None:
+            last: Any = self.dense[-1]
+            return int(last.linear.out_features)
+        return self.width
+
+    @property
+    def width(self) -> int:
+        """The length of what the pooling gives."""
         config = self.model.config
         return getattr(config, "projection_dim", 0) or config.hidden_size
 
@@ -76,6 +95,8 @@ class TextEncoder(nn.Module):
         """Vectors [B, D] in float32 of tokens [B, S]; gradients flow to the weights."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         vectors = pool(output, attention_mask, self.settings.pooling).float()
+        if self.dense is not None:
+            vectors = self.dense(vectors).float()
         return nn.functional.normalize(vectors, dim=-1) if self.settings.normalize else vectors
 
     def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
@@ -155,7 +176,11 @@ class TextEncoder(nn.Module):
 
     def _hash_weights(self, digest: Any) -> None:
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        tensors = sorted(self.model.state_dict().items())
+        if self.dense is not None:
+            tensors += sorted((f"dense.{name}", tensor) for name, tensor in self.dense.state_dict().items())
+            digest.update(repr(self.dense).encode())
+        for name, tensor in tensors:
             if "pooler" in name and self.settings.pooling != "pooler":
                 continue
             digest.update(name.encode())

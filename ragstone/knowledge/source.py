@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ragstone.encoders.published import PASSAGE_ENCODERS, unlike
 from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.index.bm25 import Bm25Index
@@ -15,6 +16,7 @@ from ragstone.index.vector_index import VectorIndex
 from ragstone.knowledge.manifest import FILE_NAME, Manifest, checksum
 from ragstone.knowledge.no_vectors import no_vectors
 from ragstone.knowledge.row_store import open_store
+from ragstone.knowledge.wiki_dpr import encoder_of
 from ragstone.replacement import read_one_version
 from ragstone.types import FloatArray
 
@@ -70,6 +72,8 @@ class SourceInfo:
                 f"{model_name} makes question vectors of {dimension} dimensions, but the knowledge source "
                 f"{self.folder} has {self.dimension}; build the source with the passage encoder of the model."
             )
+        if passage_encoder is None or not self.encoder_fingerprint:
+            self._refuse_by_name(passage_encoder, model_name, question_encoder)
         if not self.encoder_fingerprint:
             return
         built = EncoderRecord(self.encoder_fingerprint, self.encoder, self.encoder_weights, self.encoder_settings)
@@ -90,6 +94,20 @@ class SourceInfo:
                     f"differ in {', '.join(differences)}; give consolidate the --pooling and --normalize that "
                     "build-knowledge was given."
                 )
+
+    def _refuse_by_name(
+        self, passage_encoder: EncoderRecord | None, model_name: str, question_encoder: EncoderRecord | None
+    ) -> None:
+        """What is left where fingerprints cannot be compared; only DPR's own encoders are known by name."""
+        if self.encoder is None or self.encoder not in PASSAGE_ENCODERS.values():
+            return
+        reason = unlike(self.encoder, passage_encoder, question_encoder)
+        if reason is not None:
+            raise InputError(
+                f"The vectors of the knowledge source {self.folder} are those of {self.encoder}, but {model_name} "
+                f"{reason}; take a source of its own passage encoder, or, if it was trained for these vectors, join it "
+                f"again with ragstone consolidate --passage_encoder_name_or_path {self.encoder}."
+            )
 
 
 @dataclass(frozen=True)
@@ -205,7 +223,7 @@ class KnowledgeSource:
             passages=len(self),
             dimension=self.dimension,
             fingerprint=self.fingerprint(),
-            encoder=None if self.manifest is None else self.manifest.encoder,
+            encoder=encoder_of(self.store.folder) if self.manifest is None else self.manifest.encoder,
             encoder_fingerprint=None if self.manifest is None else self.manifest.encoder_fingerprint,
             encoder_weights=None if self.manifest is None else self.manifest.encoder_weights,
             encoder_settings=None if self.manifest is None else self.manifest.encoder_settings,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ragstone.encoders.published import PASSAGE_ENCODERS
 from ragstone.errors import InputError
 from ragstone.knowledge.hub_cache import HubCache
 
@@ -26,6 +27,11 @@ PUBLISHED_INDEXES = {"exact": "HNSW128_SQ8", "compressed": "IVF4096_HNSW128_PQ12
 def passages_folder(embeddings: str) -> str:
     """The passages' folder within the repository."""
     return f"data/psgs_w100/{embeddings}"
+
+
+def encoder_of(folder: Path) -> str | None:
+    """The encoder that made the vectors of a passages folder, wherever it was downloaded to; None for any other."""
+    return PASSAGE_ENCODERS.get(folder.name) if folder.parent.name == Path(passages_folder("")).name else None
 
 
 def index_file(embeddings: str, index: str) -> str:

@@ -11,13 +11,23 @@ from ragstone.model.prompt import PromptSettings, make_wrapping
 from ragstone.model.seq2seq import Seq2SeqGenerator
 
 WRITING_HEADS = ("ForCausalLM", "LMHeadModel")
-"""How transformers names classes of decoder-only models that write."""
+"""How transformers names, and named, most classes of decoder-only models that write."""
 
 
 def is_generator(config: Any) -> bool:
-    """Whether a transformers config is that of a model that writes text."""
-    names = config.architectures or []
-    return config.is_encoder_decoder or any(name.endswith(WRITING_HEADS) for name in names)
+    """Whether a transformers config is that of a model that one of the Auto classes for writing text opens.
+
+    A decoder-only model must also have been saved with its head: BERT is among AutoModelForCausalLM's models too.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    kind = type(config)
+    if config.is_encoder_decoder:
+        return kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    head: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    return any(name == head.__name__ or name.endswith(WRITING_HEADS) for name in config.architectures or [])
 
 
 def auto_class(config: Any, name: str) -> Any:
@@ -28,12 +38,11 @@ def auto_class(config: Any, name: str) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    if config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
     if is_generator(config):
-        return AutoModelForCausalLM
+        return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     raise InputError(
-        f"{name} is a {config.model_type} model, which writes no text; take a generator, such as BART, T5 or Llama."
+        f"{name} is a {config.model_type} model, which writes no text after text; take a generator, such as BART, T5 "
+        "or Llama."
     )
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragstone.encoders.dense import read_dense, save_dense
+from ragstone.encoders.files import find_file
 from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
 from ragstone.encoders.record import EncoderRecord
 from ragstone.encoders.recorded import recorded_settings
@@ -32,6 +34,8 @@ from ragstone.model.rag import RagType
 
 ADAPTER = "generator_adapter"
 """Folder of a checkpoint that holds a generator's adapters, as peft saves them."""
+DENSE = "question_encoder_dense"
+"""Folder of a checkpoint whose question encoder has Dense modules, one in each folder 0, 1, ... within."""
 QUESTION_ENCODER = "rag.question_encoder"
 ARCHITECTURES: dict[RagType, str] = {
     "rag_sequence": "RagSequenceForGeneration",
@@ -151,6 +155,7 @@ def load_checkpoint(
         generator.generation_config.update(**generation)
     set_languages(generator, tokenizers["generator"], wish.languages, name_or_path)
     encoder = TextEncoder(holder.rag.question_encoder, tokenizers["question_encoder"], settings, name_or_path)
+    _read_dense(encoder, config, cache_dir)
     recorded = own_settings(config).get("prompt")
     prompt = choose_prompt(generator.config, tokenizers["generator"], recorded, wish.prompt_template, wish.chat)
     record_prompt(config, prompt)
@@ -217,6 +222,7 @@ def _load_adapted(
     model = whole.question_encoder.model
     load_encoder_weights(model, folder)
     encoder = TextEncoder(model, whole.question_encoder.tokenizer, _encoder_settings(config), name_or_path)
+    _read_dense(encoder, config, cache_dir)
     return Checkpoint(config, encoder, adapted, adapter_base=base)
 
 
@@ -242,6 +248,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
     config.ragstone = {
         **own_settings(config),
         "question_encoder": dataclasses.asdict(encoder.settings),
+        DENSE: len(encoder.dense or ()),
         "generation": _plain_generation(generator.model.generation_config),
     }
     if checkpoint.adapter_base is None:
@@ -252,6 +259,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
         config.save_pretrained(folder)
     else:
         _save_adapted(checkpoint, folder)
+    for number, module in enumerate(encoder.dense or ()):
+        save_dense(module, folder / DENSE / str(number))
     encoder.tokenizer.save_pretrained(folder / "question_encoder_tokenizer")
     generator.tokenizer.save_pretrained(folder / "generator_tokenizer")
 
@@ -262,6 +271,13 @@ def _save_adapted(checkpoint: Checkpoint, folder: Path) -> None:
     checkpoint.config.save_pretrained(folder)
     save_encoder_weights(checkpoint.question_encoder.model, folder)
     checkpoint.generator.model.save_pretrained(folder / ADAPTER)
+
+
+def _read_dense(encoder: TextEncoder, config: Any, cache_dir: str | None) -> None:
+    """Put the Dense modules of a checkpoint behind its question encoder, which has its name."""
+    name = encoder.name
+    paths = [f"{DENSE}/{number}" for number in range(own_settings(config).get(DENSE, 0))]
+    encoder.dense = read_dense(lambda file: find_file(name, file, cache_dir), paths, name, encoder.width)
 
 
 def _encoder_settings(config: Any) -> EncoderSettings:

@@ -80,17 +80,20 @@ def join_parts(parts: Parts) -> Checkpoint:
     generator, report = pretrained(model_class, parts.generator, "generator weights", output_loading_info=True)
     refuse_new_weights(parts.generator, sorted(report["missing_keys"]), parts.allow_new_weights)
     tokenizer = pretrained_tokenizer(parts.generator_tokenizer or parts.generator, "generator tokenizer")
-    if len(tokenizer) > generator.config.vocab_size:
+    # A model that reads pictures too keeps what concerns its text in a config within.
+    vocab_size = generator.config.get_text_config().vocab_size
+    if len(tokenizer) > vocab_size:
         raise InputError(
             f"The generator's tokenizer has {len(tokenizer)} tokens, but the generator {parts.generator} only "
-            f"{generator.config.vocab_size}; give the tokenizer that belongs to it."
+            f"{vocab_size}; give the tokenizer that belongs to it."
         )
     set_languages(generator, tokenizer, parts.languages, parts.generator)
     config = RagConfig() if parts.config is None else pretrained(RagConfig, parts.config, "RAG config")
     config.question_encoder, config.generator = encoder.model.config, generator.config
     config.retrieval_vector_size = encoder.dimension
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "vocab_size"):
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
         setattr(config, name, getattr(generator.config, name, None))
+    config.vocab_size = vocab_size
     partner = _partner(encoder, parts)
     config.ragstone = {
         **own_settings(config),

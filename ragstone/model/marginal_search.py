@@ -98,7 +98,7 @@ class MarginalSearch(PreTrainedModel, GenerationMixin):
     def __init__(self, model: Any, writing: MarginalWriting) -> None:
         """See search_answers; `writing` is of the groups that are searched."""
         config = PreTrainedConfig(is_encoder_decoder=False)
-        config.vocab_size = model.config.vocab_size
+        config.vocab_size = model.config.get_text_config().vocab_size
         super().__init__(config)
         self.generation_config = copy.deepcopy(model.generation_config)
         self.writing = writing

@@ -11,6 +11,7 @@ from ragstone.knowledge.index_name import CUSTOM, LEGACY
 from ragstone.knowledge.legacy import find_converted
 from ragstone.knowledge.source import SourceInfo
 from ragstone.knowledge.wiki_dpr import NAMES, PUBLISHED_INDEXES, find_wiki_dpr
+from ragstone.model.checkpoint import DENSE, own_settings
 from ragstone.retrieval.location import SourceLocation
 
 
@@ -81,5 +82,7 @@ def _named(name: str, index_path: str | None, config: Any) -> ChosenSource:
 def _dummy(config: Any) -> ChosenSource:
     encoder = config.question_encoder
     dimension = getattr(encoder, "projection_dim", 0) or encoder.hidden_size
+    if own_settings(config).get(DENSE):
+        dimension = config.retrieval_vector_size
     location = SourceLocation(str(dummy_source(dimension)))
     return ChosenSource(location, config.index_name, use_dummy_dataset=True)

@@ -19,6 +19,7 @@ from ragstone.commands.ask import AskSettings, ask
 from ragstone.model.answers import Answer
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.settings import parse_settings
 from tests.commands.conftest import refused
 from tests.conftest import DOCUMENTS, build_source, join_models
 
@@ -51,6 +52,18 @@ def _refused(capsys: pytest.CaptureFixture[str], flags: list[str], *parts: str) 
     message = refused(capsys, flags)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_type_of_the_generators_weights(
+    flags: list[str], expected: Answer, checkpoint_folder: Path, source_folder: Path, name: str
+) -> None:
+    request = ModelRequest(str(checkpoint_folder), passages_path=str(source_folder), n_docs=3, torch_dtype=name)
+    half = open_model(request).generate([QUESTION], Decoding(max_length=8))[0][0]
+    settings = parse_settings(AskSettings, [*flags[1:], f"--question={QUESTION}", f"--torch_dtype={name}"], "ask", "")
+    ((_, answer, _),) = ask(settings)
+    assert (answer.text, answer.score) == (half.text, half.score)
+    assert answer.score != expected.score, "of rounded weights"
 
 
 def test_question_on_the_command_line(capsys: pytest.CaptureFixture[str], flags: list[str], expected: Answer) -> None:

@@ -150,11 +150,12 @@ def test_it_answers_a_question_at_the_end_as_ask_does(
     flags: list[str], tmp_path: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     question = ["--question", "who founded the town ?"]
-    assert main([*flags, *question, "--rag_model_name", str(checkpoint_folder)]) == 0
+    half = ["--torch_dtype", "bfloat16"]
+    assert main([*flags, *question, "--rag_model_name", str(checkpoint_folder), *half]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("knowledge source")
     where = ["--model_name_or_path", str(checkpoint_folder), "--passages_path", str(tmp_path / "source")]
-    assert main(["ask", *where, *question, "--json"]) == 0
+    assert main(["ask", *where, *question, *half, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)["answer"]
     assert answer
     assert out[-1] == f"answer            {answer}"
@@ -171,6 +172,7 @@ def test_it_answers_a_question_at_the_end_as_ask_does(
         (["--max_words", "-1"], "--max_words is -1"),
         (["--batch_size", "x"], "--batch_size is 'x', but must be a whole number"),
         (["--question", "who ?"], "--question needs --rag_model_name"),
+        (["--torch_dtype", "float16"], "--torch_dtype is for the generator of --rag_model_name"),
         (["--index", "ivfpq"], "there are only 6 passages; use --index flat"),
         (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string"),
         (["--precision", "fp8"], "--precision is 'fp8', but must be one of auto, fp32, bf16, fp16"),

@@ -20,10 +20,15 @@ import pytest
 
 from ragstone.__main__ import main
 from ragstone.commands.download_knowledge import DownloadKnowledgeSettings
+from ragstone.encoders.fresh import fresh_encoder, train_tokenizer
+from ragstone.encoders.load import save_encoder
+from ragstone.encoders.record import EncoderRecord
+from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.knowledge.wiki_dpr import find_wiki_dpr
+from ragstone.knowledge.wiki_dpr import find_wiki_dpr, index_file, passages_folder
 from ragstone.settings import parse_settings
 from tests.commands.conftest import refused
+from tests.conftest import join_models
 from tests.knowledge.hub import COMMIT, Hub
 from tests.model.published import write_published
 
@@ -37,9 +42,9 @@ LARGE = 90_000
 """Characters of a passage of the last file but one: the client writes to disk in pieces of 10 MB."""
 
 
-def wiki_dpr_layout(folder: Path, large: int = 10) -> Path:
-    """The files of facebook/wiki_dpr, small: passages in three files, both indexes, for nq."""
-    data, index_folder = folder / "data" / "psgs_w100" / "nq", folder / "index"
+def wiki_dpr_layout(folder: Path, large: int = 10, embeddings: str = "nq") -> Path:
+    """The files of facebook/wiki_dpr, small: passages in three files, both indexes, for one kind of embeddings."""
+    data, index_folder = folder / "data" / "psgs_w100" / embeddings, folder / "index"
     data.mkdir(parents=True)
     index_folder.mkdir()
     letters = np.random.default_rng(1)
@@ -59,7 +64,7 @@ def wiki_dpr_layout(folder: Path, large: int = 10) -> Path:
         index = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
         index.train(VECTORS)
         index.add(VECTORS)
-        faiss.write_index(index, str(index_folder / f"psgs_w100.nq.{name}-IP-train.faiss"))
+        faiss.write_index(index, str(index_folder / f"psgs_w100.{embeddings}.{name}-IP-train.faiss"))
     return folder
 
 
@@ -130,6 +135,25 @@ def test_a_download_that_the_hub_leaves_goes_on(tmp_path: Path) -> None:
     again.close()
 
 
+@pytest.mark.parametrize(("embeddings", "index"), [("nq", "exact"), ("multiset", "exact"), ("multiset", "compressed")])
+def test_each_kind_of_embeddings_and_index_comes_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embeddings: str, index: str
+) -> None:
+    from huggingface_hub import constants
+
+    layout, cache = wiki_dpr_layout(tmp_path / "hub", embeddings=embeddings), tmp_path / "cache"
+    hub = Hub(layout, "facebook/wiki_dpr")
+    done = download(hub, cache, "--accept_license", "--embeddings", embeddings, "--index", index)
+    hub.close()
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    passages, path = find_wiki_dpr(index, embeddings)
+    assert [file.name for file in path.parent.iterdir()] == [Path(index_file(embeddings, index)).name]
+    use = f"--index_name {index}" if embeddings == "nq" else f"--passages_path {passages} --index_path {path}"
+    assert f"use it with  {use}\n" in done.stdout
+    assert len(KnowledgeSource(passages, path)) == ROWS
+
+
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """wiki_dpr where the hub's client keeps it."""
@@ -189,6 +213,53 @@ def test_a_checkpoint_that_names_the_index_opens_without_flags_and_is_saved_so(
     assert again.source_fingerprint() == model.source_fingerprint()
     compressed = open_model(ModelRequest(str(checkpoint_folder)))
     assert compressed.source_fingerprint() != model.source_fingerprint()
+
+
+@pytest.mark.parametrize("embeddings", ["nq", "multiset"])
+def test_a_question_encoder_of_another_passage_encoder_is_refused(tmp_path: Path, embeddings: str) -> None:
+    """By name and kind, where nothing has the weights of the passage encoder; what cannot be told is taken."""
+    layout = wiki_dpr_layout(tmp_path / "hub", embeddings=embeddings)
+    source = KnowledgeSource(layout / passages_folder(embeddings), layout / index_file(embeddings, "exact")).info()
+    names = {"nq": "single-nq-base", "multiset": "multiset-base"}
+    own, other = names.pop(embeddings), names.popitem()[1]
+    assert source.encoder == f"facebook/dpr-ctx_encoder-{own}"
+    dpr, mean = {"pooling": "pooler", "normalize": False}, {"pooling": "mean", "normalize": False}
+
+    def question(name: str, settings: dict[str, Any]) -> tuple[None, EncoderRecord]:
+        return None, EncoderRecord("x", name, "w", settings)
+
+    def passage(name: str, settings: dict[str, Any]) -> tuple[EncoderRecord, None]:
+        return EncoderRecord("x", name, "w", settings), None
+
+    for pair in (
+        (None, None),
+        question(f"facebook/dpr-question_encoder-{own}", dpr),
+        passage(f"facebook/dpr-ctx_encoder-{own}", mean),
+        question("my/bert", {"pooling": "cls", "normalize": False}),
+        passage("my/copy", dpr),
+    ):
+        source.refuse_other_encoder(DIMENSION, pair[0], "a model", pair[1])
+    for pair, reason in (
+        (question(f"facebook/dpr-question_encoder-{other}", dpr), f"belongs to facebook/dpr-ctx_encoder-{other}"),
+        (passage(f"facebook/dpr-ctx_encoder-{other}", dpr), f"belongs to facebook/dpr-ctx_encoder-{other}"),
+        (passage("some/minilm", mean), "has vectors of the pooling 'mean', which DPR does not use"),
+        (question("my/bert", {"pooling": "cls", "normalize": True}), "has vectors of length one"),
+    ):
+        with pytest.raises(InputError, match=f"but a model {reason}.*--passage_encoder_name_or_path {source.encoder}"):
+            source.refuse_other_encoder(DIMENSION, pair[0], "a model", pair[1])
+
+
+def test_a_sentence_transformers_model_does_not_search_wiki_dpr(
+    cached: Path, models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though its vectors are as long; the published checkpoints' do (see the documentation's commands)."""
+    save_encoder(
+        fresh_encoder(train_tokenizer(["who founded the town"], 100), hidden_size=DIMENSION), tmp_path / "mean"
+    )
+    join_models(models_folder / "generator", tmp_path / "mean", tmp_path / "rag")
+    flags = ["ask", f"--model_name_or_path={tmp_path / 'rag'}", "--question", QUESTION, "--index_name=exact"]
+    message = refused(capsys, flags)
+    assert "are those of facebook/dpr-ctx_encoder-single-nq-base, but" in message and "the pooling 'mean'" in message
 
 
 def test_an_index_that_is_not_there(cached: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,7 @@ def test_reuse_gives_the_same_numbers_and_says_so(base: dict[str, Any], capsys: 
         ({"n_docs": 2}, "--n_docs (3 then, 2 now)"),
         ({"max_length": 9, "min_length": 2}, "--max_length (8 then, 9 now), --min_length (1 then, 2 now)"),
         ({"precision": "bf16"}, "--precision (fp32 then, bf16 now)"),
+        ({"torch_dtype": "bfloat16"}, "the model's weights or settings ({model} then, {model} now)"),
         ({"model_type": "rag_token"}, "the model type (rag_sequence then, rag_token now)"),
     ],
 )
@@ -167,7 +168,7 @@ def test_predictions_of_other_settings_are_refused(
     before = base["predictions_path"].read_bytes()
     assert run({**base, **change}) == 2
     message = capsys.readouterr().err
-    assert f"do not fit: {told} differs" in message
+    assert f"do not fit: {told.format(model=base['model_name_or_path'])} differs" in message
     assert "--recalculate" in message
     assert base["predictions_path"].read_bytes() == before
     assert run({**base, **change}, "--recalculate") == 0

@@ -91,6 +91,9 @@ def test_the_encoder_that_made_the_vectors_is_recorded(
     np.save(tmp_path / "vectors.npy", KnowledgeSource(built).store.vectors(np.arange(len(DOCUMENTS))))
     flags = ["import-knowledge", str(tmp_path), f"--dpr_ctx_encoder_model_name={encoder}", "--index=flat"]
     assert main([*flags, f"--output_dir={tmp_path / 'imported'}"]) == 0
+    assert "No encoder was named" not in capsys.readouterr().err
+    assert main([*flags[:2], "--index=flat", f"--output_dir={tmp_path / 'unnamed'}"]) == 0
+    assert capsys.readouterr().err.count("No encoder was named, so that of a model that searches this source only") == 1
     mine, other = (json.loads((tmp_path / name / "knowledge.json").read_text()) for name in ("imported", "built"))
     for key in ("encoder", "encoder_fingerprint", "dimension", "passages", "index"):
         assert mine[key] == other[key]

@@ -187,7 +187,16 @@ def test_neither_folder_nor_reachable() -> None:
     [
         ("config.json", "{}", "cannot be read"),
         ("modules.json", "[", "modules.json is not JSON"),
-        ("modules.json", '[{"type": "a.Transformer", "path": ""}, {"type": "a.Dense", "path": "1_Dense"}]', "'Dense'"),
+        (
+            "modules.json",
+            '[{"type": "a.Transformer", "path": ""}, {"type": "a.Dense", "path": "1_Dense"}]',
+            "1_Dense/config.json names no",
+        ),
+        (
+            "modules.json",
+            '[{"type": "a.Transformer", "path": ""}, {"type": "a.WordWeights", "path": "1_W"}]',
+            "'WordWeights'",
+        ),
         ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "asks for the pooling"),
         ("model.safetensors", "nonsense", "cannot be read"),
     ],

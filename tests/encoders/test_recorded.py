@@ -52,6 +52,34 @@ def test_it_is_read_as_it_is(
     assert_theirs(saved(tmp_path / "model", plain_bert_folder, pooling, normalize, prompts), prompts)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "default", "expected"),
+    [
+        ({"ask": "ask: ", "query": "query: "}, "ask", {"question": "query: ", "passage": "ask: "}),
+        ({"ask": "ask: ", "document": ""}, "ask", {"question": "ask: ", "passage": ""}),
+        ({"ask": "ask: "}, None, {"question": "", "passage": ""}),
+    ],
+)
+def test_the_default_prompt_is_for_sides_that_have_none(
+    plain_bert_folder: Path, tmp_path: Path, prompts: dict[str, str], default: str | None, expected: dict[Side, str]
+) -> None:
+    """An older folder names only the prompts that it was given; newer ones have an empty one for either side."""
+    folder = saved(tmp_path / "model", plain_bert_folder, "mean", True, {})
+    path = folder / "config_sentence_transformers.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "prompts": prompts, "default_prompt_name": default}), encoding="utf-8")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    sides: dict[Side, str] = {"question": "query", "passage": "document"}
+    for side, name in sides.items():
+        ours = load_encoder(str(folder), side)
+        assert ours.settings.prompt == expected[side]
+        vectors = theirs.encode(TEXTS, prompt_name=name if name in prompts else None)
+        np.testing.assert_allclose(ours.embed(TEXTS), vectors, atol=1e-5)
+    path.write_text(json.dumps({**config, "prompts": {}, "default_prompt_name": "gone"}), encoding="utf-8")
+    with pytest.raises(InputError, match="takes the prompt 'gone' where none is named, but has none of that name"):
+        load_encoder(str(folder), "question")
+
+
 @pytest.mark.parametrize("prompts", [{}, E5], ids=["no prompts", "prompts"])
 def test_the_real_minilm(minilm_folder: str, tmp_path: Path, prompts: dict[str, str]) -> None:
     SentenceTransformer(minilm_folder, device="cpu", prompts=prompts).save(str(tmp_path))

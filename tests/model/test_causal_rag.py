@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
+)
 
 from ragstone.commands.eval import EvalSettings, eval
 from ragstone.commands.finetune import FinetuneSettings, finetune
@@ -296,6 +304,35 @@ def test_weights_of_another_type(opened: Callable[..., Any], name: str) -> None:
     with torch.no_grad():
         assert model(QUESTIONS, ANSWERS).nll == pytest.approx(opened()(QUESTIONS, ANSWERS).nll, rel=0.02)
         assert model.generate(QUESTIONS, Decoding(num_beams=2, max_length=5))
+
+
+def test_a_generator_is_what_transformers_opens_as_one(
+    models_folder: Path, source_folder: Path, generator_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Whatever its class is called: Gemma 3 with its eye shut answers as the language model within it."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    ends = {name: getattr(generator_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = Gemma3TextConfig(vocab_size=len(generator_tokenizer), num_key_value_heads=1, head_dim=8, **sizes, **ends)
+    eye = SiglipVisionConfig(image_size=28, patch_size=14, **sizes)
+    seeing = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=eye, **ends))
+    reading = Gemma3ForCausalLM(text)
+    reading.model.load_state_dict(seeing.model.language_model.state_dict())
+    answers = []
+    for name, model in (("seeing", seeing), ("reading", reading)):
+        model.generation_config.update(**ends)
+        model.save_pretrained(tmp_path / name)
+        generator_tokenizer.save_pretrained(tmp_path / name)
+        join_models(tmp_path / name, models_folder / "question_encoder", tmp_path / f"rag_{name}")
+        rag: Any = open_model(ModelRequest(str(tmp_path / f"rag_{name}"), passages_path=str(source_folder), n_docs=2))
+        found = rag.generate(QUESTIONS, Decoding(num_beams=2, max_length=5))
+        answers.append([(row[0].text, pytest.approx(row[0].score, abs=1e-4)) for row in found])
+    assert answers[0] == answers[1]
 
 
 def test_an_encoder_is_no_generator(models_folder: Path, plain_bert_folder: Path, tmp_path: Path) -> None:

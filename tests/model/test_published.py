@@ -132,13 +132,16 @@ def test_a_checkpoint_of_their_structure_and_size(
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["facebook/rag-sequence-base", "facebook/rag-token-nq"])
-def test_by_name_as_the_hubs_client_keeps_them(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+@pytest.mark.parametrize("trained", ["base", "nq"])
+def test_by_name_as_the_hubs_client_keeps_them(tmp_path: Path, kind: str, trained: str) -> None:
     """With the source that the config names: wiki_dpr is asked for, before any weights are read."""
-    write_published(tmp_path / "rag", "rag_sequence", "pickled")
+    name = f"facebook/rag-{kind}-{trained}"
+    write_published(tmp_path / "rag", f"rag_{kind}", "pickled")
     keep_as_downloaded(tmp_path / "rag", name, tmp_path / "cache")
     source = write_source(tmp_path / "source", 16)
     model = open_model(ModelRequest(name, passages_path=str(source), cache_dir=str(tmp_path / "cache")))
+    assert model.model_type == f"rag_{kind}"
     assert model.generate(QUESTIONS, Decoding(max_length=4))
     (tmp_path / "rag" / "pytorch_model.bin").unlink()
     with pytest.raises(Exception, match="ragstone download-knowledge wiki_dpr --embeddings nq --index exact"):
