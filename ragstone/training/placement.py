@@ -21,7 +21,7 @@ from ragstone.training.hardware import Precision
 BYTES_PER_WEIGHT = 16
 """float32 weight and gradient, and AdamW's two averages."""
 GIB = 2**30
-SLOW_FP16 = "Warning: --fp16 is slow on a CPU; leave it out, or take --bf16 where the processor has instructions for it."
+SLOW_FP16 = "Warning: --fp16 is slow on a CPU; leave it out, or take --bf16 where the processor has it in hardware."
 
 
 @dataclass(frozen=True)
