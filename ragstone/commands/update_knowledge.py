@@ -35,7 +35,8 @@ class UpdateKnowledgeSettings:
     output_dir: Path | None = None
     """Write the updated source here, new or empty, and leave the old one as it is."""
     dpr_ctx_encoder_model_name: str | None = None
-    """Where the passage encoder is now, if not where the source says; it must be the one that built the source."""
+    """Where the passage encoder is now, if not where the source says, or if it does not say; it must be the one that
+    built the source."""
     index: str | None = None
     """flat, hnsw, ivfpq or any FAISS factory string; that of the source where not given."""
     m: int = 128
@@ -64,7 +65,7 @@ class UpdatedKnowledge:
     folder: Path
     manifest: Manifest
     added: int
-    """Passages that were embedded."""
+    """Passages that are new."""
     deleted: int
     """Passages that are gone."""
 
@@ -131,10 +132,10 @@ def _encoder(settings: UpdateKnowledgeSettings, manifest: Manifest) -> TextEncod
 
     recorded = manifest.encoder_settings or {}
     name = settings.dpr_ctx_encoder_model_name or manifest.encoder
-    if name is None or manifest.encoder_record is None:
+    if name is None:
         raise InputError(
-            f"{settings.passages_path} does not say which encoder made its vectors, so nothing can be added to it; "
-            "build the source again."
+            f"{settings.passages_path} does not say which encoder made its vectors; name it with "
+            "--dpr_ctx_encoder_model_name."
         )
     encoder = load_encoder(
         name,
@@ -154,8 +155,13 @@ def show(result: UpdatedKnowledge) -> None:
     print(f"changes           {result.added:,} passages added, {result.deleted:,} deleted")
     print(f"documents         {manifest.documents:,}")
     print(f"passages          {manifest.passages:,}")
-    print(f"index             {manifest.index}, {manifest.metric.replace('_', ' ')}")
+    if "bm25_words" in statistics:
+        print(f"BM25              {statistics['bm25_words']:,} words")
     print(f"size              {statistics['bytes'] / 2**20:,.1f} MiB")
+    if not manifest.dimension:
+        print(f"time              {statistics['seconds']:,.1f} s")
+        return
     print(f"time              {statistics['seconds']:,.1f} s ({statistics['seconds_embedding']:,.1f} s embedding)")
+    print(f"index             {manifest.index}, {manifest.metric.replace('_', ' ')}")
     print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
     print(f"search            {statistics['queries_per_second']:,.0f} queries per second")

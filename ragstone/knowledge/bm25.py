@@ -46,15 +46,24 @@ def build_bm25_source(files: Sequence[Path], folder: Path, max_words: int) -> Ma
             titles, texts = [passage.title for passage in group], [passage.text for passage in group]
             writer.write(titles, texts, np.empty((len(group), 0), dtype=np.float32))
             bar.advance(len(group))
-    statistics = add_bm25(PassageStore(folder / PASSAGES_NAME), folder)
+    return complete_bm25_source(folder, corpus.documents, max_words, began)
+
+
+def complete_bm25_source(folder: Path, documents: int, max_words: int, began: float) -> Manifest:
+    """Build the index over the words of passages that are in `folder` without vectors, and describe the whole.
+
+    `began` is when the work on the source began, by time.perf_counter.
+    """
+    store = PassageStore(folder / PASSAGES_NAME)
+    statistics = add_bm25(store, folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
         encoder=None,
         encoder_fingerprint=None,
         dimension=0,
         metric=BM25,
-        documents=corpus.documents,
-        passages=corpus.passages,
+        documents=documents,
+        passages=len(store),
         max_words=max_words,
         index=BM25,
         files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},

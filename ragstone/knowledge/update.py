@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.index.factory import factory_string
 from ragstone.index.vector_index import extend_index
+from ragstone.knowledge.bm25 import complete_bm25_source
 from ragstone.knowledge.build import PASSAGES_AT_ONCE, SourceRecord, complete_source
 from ragstone.knowledge.corpus import Corpus, read_corpus
 from ragstone.knowledge.documents import read_documents
@@ -23,8 +24,9 @@ from ragstone.knowledge.manifest import FILE_NAME, Manifest
 from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import ROWS_PER_BATCH, PassageStore, PassageWriter
+from ragstone.knowledge.unrecorded import describe, read_texts, refuse_other_vectors
 from ragstone.progress import progress_bar
-from ragstone.types import IntArray
+from ragstone.types import FloatArray, IntArray
 
 OpenEncoder = Callable[[Manifest], TextEncoder]
 """Opens the passage encoder that a manifest names, on its device."""
@@ -76,16 +78,14 @@ def update_knowledge_source(old: Path, new: Path, plan: UpdatePlan, open_encoder
     So a passage may get another row than it had. Files in `old` that are no part of the source are taken over.
 
     Raises:
-        InputError: `old` is no source that says how it was built, unusable documents, a title that is not there,
-            another encoder than that of the source, or no passage would be left.
+        InputError: `old` is no source, unusable documents, a title that is not there, another encoder than that of the
+            source, an index for vectors that there are none of, or no passage would be left.
     """
     began = time.perf_counter()
     source = KnowledgeSource(old)
-    manifest = source.manifest
-    if manifest is None:
-        raise InputError(f"{old} has no {FILE_NAME}, which says how to embed passages; build the source again.")
-    if not source.has_vectors:
-        raise InputError(f"{old} has no vectors that an update could keep; build it again with build-knowledge.")
+    if plan.index is not None and not source.has_vectors:
+        raise InputError(f"--index is for vectors, and {old} has none: it is searched by words; leave --index out.")
+    manifest = source.manifest or describe(source)
     corpus = read_corpus(plan.add, manifest.max_words) if plan.add else None
     titles = set(plan.delete_titles)
     deletion = _find(source.store, titles | (_titles(plan.add) if plan.replace else set()), manifest.max_words)
@@ -96,22 +96,32 @@ def update_knowledge_source(old: Path, new: Path, plan: UpdatePlan, open_encoder
     factory = manifest.index
     if plan.index is not None:
         factory = factory_string(plan.index, source.dimension, kept + added, plan.m)
-    encoder = None if corpus is None else open_encoder(manifest)
+    elif not factory:
+        raise InputError(f"{old} has no {FILE_NAME}, which would name its index; say by --index which one to build.")
+    encoder = open_encoder(manifest) if corpus is not None and source.has_vectors else None
     if encoder is not None:
-        _refuse_other_encoder(encoder, manifest, old)
+        _refuse_other_encoder(encoder, manifest, source)
     with PassageWriter(new / PASSAGES_NAME, source.dimension) as writer:
         _copy(source.store, deletion.kept, writer)
-        if corpus is not None and encoder is not None:
-            _embed(corpus, encoder, plan, writer)
+        if corpus is not None:
+            _add(corpus, encoder, plan, writer)
+    documents = manifest.documents - deletion.documents + (0 if corpus is None else corpus.documents)
+    if not source.has_vectors:
+        updated = complete_bm25_source(new, documents, manifest.max_words, began)
+        _take_over_others(old, new, manifest)
+        return Updated(updated, added, len(source) - kept)
     record = SourceRecord(
         encoder=manifest.encoder,
         encoder_fingerprint=manifest.encoder_fingerprint,
-        documents=manifest.documents - deletion.documents + (0 if corpus is None else corpus.documents),
+        documents=documents,
         max_words=manifest.max_words,
         metric=manifest.metric,
         encoder_weights=manifest.encoder_weights,
         encoder_settings=manifest.encoder_settings,
     )
+    if encoder is not None and manifest.encoder_record is None:
+        # It has shown that it makes the vectors that are there.
+        record = SourceRecord.of(encoder, documents, manifest.max_words)
 
     def grow(store: PassageStore, path: Path) -> bool:
         """Continue the old index, where all that it holds stays."""
@@ -143,20 +153,13 @@ def _find(store: RowStore, titles: set[str], max_words: int) -> _Deletion:
     kept = np.ones(len(store), dtype=bool)
     found: set[str] = set()
     documents, before, ended = 0, b"", True
-    for row, (title, text) in enumerate(_texts(store) if wanted else ()):
+    for row, (title, text) in enumerate(read_texts(store) if wanted else ()):
         if title in wanted:
             kept[row] = False
             found.add(wanted[title])
             documents += ended or title != before
         before, ended = title, text.count(b" ") + 1 < max_words
     return _Deletion(np.flatnonzero(kept), documents, frozenset(found))
-
-
-def _texts(store: RowStore) -> Iterator[tuple[bytes, bytes]]:
-    """Title and text of every row."""
-    for start in range(0, len(store), ROWS_PER_BATCH):
-        parts = store.text_bytes(np.arange(start, min(start + ROWS_PER_BATCH, len(store))))
-        yield from ((bytes(title), bytes(text)) for title, text in zip(parts[::2], parts[1::2], strict=True))
 
 
 def _refuse_unknown(titles: set[str], folder: Path) -> None:
@@ -168,11 +171,12 @@ def _refuse_unknown(titles: set[str], folder: Path) -> None:
         )
 
 
-def _refuse_other_encoder(encoder: TextEncoder, manifest: Manifest, folder: Path) -> None:
+def _refuse_other_encoder(encoder: TextEncoder, manifest: Manifest, source: KnowledgeSource) -> None:
     """Vectors of another encoder mean nothing beside those that are there."""
-    built = manifest.encoder_record
+    built, folder = manifest.encoder_record, source.folder
     if built is None:
-        raise InputError(f"{folder} does not say which encoder made its vectors, so nothing can be added to it.")
+        refuse_other_vectors(encoder, source)
+        return
     if encoder.fingerprint() == built.fingerprint:
         return
     differences = built.differences(encoder.record())
@@ -189,11 +193,21 @@ def _copy(store: RowStore, rows: IntArray, writer: PassageWriter) -> None:
         for start in range(0, len(rows), ROWS_PER_BATCH):
             some = rows[start : start + ROWS_PER_BATCH]
             passages = store.passages(some)
-            writer.write([p.title for p in passages], [p.text for p in passages], store.vectors(some))
+            vectors = store.vectors(some) if store.has_vectors else _no_vectors(len(some))
+            writer.write([p.title for p in passages], [p.text for p in passages], vectors)
             bar.advance(len(some))
 
 
-def _embed(corpus: Corpus, encoder: TextEncoder, plan: UpdatePlan, writer: PassageWriter) -> None:
+def _no_vectors(count: int) -> FloatArray:
+    return np.empty((count, 0), dtype=np.float32)
+
+
+def _add(corpus: Corpus, encoder: TextEncoder | None, plan: UpdatePlan, writer: PassageWriter) -> None:
+    """Write the corpus with vectors, or without where there is no encoder."""
+    if encoder is None:
+        for group in corpus.groups(PASSAGES_AT_ONCE):
+            writer.write([p.title for p in group], [p.text for p in group], _no_vectors(len(group)))
+        return
     converted = encoder.in_precision(plan.precision)
     with progress_bar("Embedding", corpus.passages) as bar:
         groups = corpus.groups(PASSAGES_AT_ONCE)

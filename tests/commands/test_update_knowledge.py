@@ -103,6 +103,27 @@ def test_what_cannot_be_used_is_refused(
     assert [path.name for path in source.parent.iterdir()] == ["knowledge"]
 
 
+def test_a_source_that_names_no_encoder(
+    source: Path, more: Path, models_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "knowledge.json").unlink()
+    words = ["update-knowledge", str(source), f"--add_csv_path={more}"]
+    assert "does not say which encoder made its vectors; name it with --dpr_ctx_encoder" in refused(capsys, words)
+    assert main([*words, f"--dpr_ctx_encoder_model_name={models_folder / 'passage_encoder'}"]) == 0
+    assert titles(source)[-2:] == ["king", "mara"]
+    assert main([*words]) == 0, "it is recorded now"
+
+
+def test_a_source_of_words_alone(
+    bm25_source: Path, more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "updated"
+    assert main(["update-knowledge", str(bm25_source), f"--add_csv_path={more}", f"--output_dir={output}"]) == 0
+    out = capsys.readouterr().out
+    assert "changes           2 passages added, 0 deleted" in out and "BM25" in out and "recall" not in out
+    assert titles(output)[-2:] == ["king", "mara"]
+
+
 def test_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["update-knowledge", str(tmp_path / "nowhere"), "--delete_titles", "king"]
     assert f"There is no knowledge source {tmp_path / 'nowhere'}" in refused(capsys, words)

@@ -17,6 +17,7 @@ from ragstone.commands.update_knowledge import UpdateKnowledgeSettings, update_k
 from ragstone.encoders.fresh import fresh_encoder, train_tokenizer
 from ragstone.encoders.text_encoder import TextEncoder, TokenLists
 from ragstone.errors import InputError
+from ragstone.knowledge.bm25 import build_bm25_source
 from ragstone.knowledge.build import BuildPlan, build_knowledge_source
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.source import KnowledgeSource
@@ -232,9 +233,11 @@ def stopped(stop_at, killed):
     print(json.dumps({"killed": killed, "folder": str(folder), "new": not same, "beside": beside}))
 
 
-# All that a child needs is loaded before it starts. With one thread, there are no others that it would lack.
-shutil.copytree(original, work / "first" / "source")
-calls = update(work / "first" / "source")
+# All that a child needs is loaded before it starts, which is why the first one's calls are not the number to count to.
+# With one thread, there are no others that it would lack.
+for name in ("first", "second"):
+    shutil.copytree(original, work / name / "source")
+    calls = update(work / name / "source")
 for stop_at in sorted({*range(1, calls, calls // 3), *range(calls - 10, calls + 1)}):
     for killed in (False, True):
         stopped(stop_at, killed)
@@ -286,8 +289,62 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, encoder: TextEncoder) ->
             update(folder, chosen, **changes)  # type: ignore[arg-type]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "knowledge.json").unlink()
-    with pytest.raises(InputError, match=r"has no knowledge\.json, which says how to embed"):
-        update(folder, encoder, add=(more,))
+    narrow = fresh_encoder(encoder.tokenizer, hidden_size=16)
+    for message, chosen in (("makes other vectors of the passages in", other), ("makes 16; give the one", narrow)):
+        with pytest.raises(InputError, match=message):
+            update(folder, chosen, add=(more,))
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw"])
+def test_a_source_of_the_references_script(tmp_path: Path, encoder: TextEncoder, index: str) -> None:
+    """It has no knowledge.json; afterwards it has all that a build records, the encoder once it was needed."""
+    documents = {title: text(seed, 90) for seed, title in enumerate(DOCUMENTS)}
+    plan = BuildPlan(index, m=8, precision="fp32")
+
+    def built(folder: Path, documents: Documents) -> Path:
+        folder.mkdir()
+        build_knowledge_source([write(folder.with_suffix(".tsv"), documents)], encoder, folder, plan)
+        return folder
+
+    folder = built(tmp_path / "source", documents)
+    (folder / "knowledge.json").unlink()
+    update(folder, None, delete_titles=tuple(WITHOUT))
+    manifest = Manifest.load(folder)
+    assert manifest is not None and manifest.encoder_record is None
+    CountingEncoder.embedded = 0
+    update(folder, encoder, add=(write(tmp_path / "more.tsv", MORE),))
+    assert CountingEncoder.embedded == len(MORE) + 32, "besides a sample"
+    kept = {title: text for title, text in documents.items() if title not in WITHOUT}
+    assert_equal(folder, built(tmp_path / "expected", kept | MORE))
+
+
+def test_an_index_that_nobody_names_must_be_asked_for(tmp_path: Path, encoder: TextEncoder) -> None:
+    folder = build(tmp_path / "source", DOCUMENTS, encoder, "IVF4,PQ8x4")
+    (folder / "knowledge.json").unlink()
+    with pytest.raises(InputError, match="say by --index which one to build"):
+        update(folder, None, delete_titles=("title 1",))
+    assert update(folder, None, delete_titles=("title 1",), index="flat").manifest.index == "Flat"
+
+
+def test_a_source_of_words_alone(tmp_path: Path) -> None:
+    folders = tmp_path / "source", tmp_path / "expected"
+    kept = {title: text for title, text in DOCUMENTS.items() if title not in WITHOUT}
+    for folder, documents in zip(folders, (DOCUMENTS, kept | MORE), strict=True):
+        folder.mkdir()
+        build_bm25_source([write(folder.with_suffix(".tsv"), documents)], folder, 10)
+    with pytest.raises(InputError, match=r"--index is for vectors, and .* has none"):
+        update(folders[0], None, index="flat", delete_titles=("title 1",))
+    done = update(folders[0], None, add=(write(tmp_path / "more.tsv", MORE),), delete_titles=tuple(WITHOUT))
+    expected = Manifest.load(folders[1])
+    assert expected is not None
+    for name in ("documents", "passages", "max_words", "index", "metric", "dimension"):
+        assert getattr(done.manifest, name) == getattr(expected, name), name
+    verify_source(folders[0])
+    ours, theirs = (KnowledgeSource(folder) for folder in folders)
+    rows = np.arange(len(theirs))
+    assert ours.store.passages(rows) == theirs.store.passages(rows)
+    question = MORE["more 3"]
+    assert ours.bm25.search([question], 3)[1].tolist() == theirs.bm25.search([question], 3)[1].tolist()
 
 
 def test_what_else_is_in_the_folder_stays(tmp_path: Path, encoder: TextEncoder) -> None:
