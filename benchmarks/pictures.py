@@ -136,6 +136,8 @@ def _ratios(records: Sequence[Record], path: Path) -> Path:
     for label, (colour, place) in kinds.items():
         ratios = [[record.ratio for record in records if record.name == name] for name in names]
         known = [(row, found[place]) for row, found in enumerate(ratios) if len(found) > place]
+        if not known:
+            continue
         rows = [row + 0.38 * place - 0.19 for row, _ in known]
         bars = axes.barh(rows, [ratio for _, ratio in known], 0.36, color=colour, label=label)
         axes.bar_label(bars, [f"{ratio:.1f}×" for _, ratio in known], padding=3, fontsize=9)
