@@ -564,6 +564,7 @@ def test_weights_and_biases_that_are_not_installed(
         assert "--logger_name wandb needs Weights & Biases: pip install 'ragstone[wandb]'" in message
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(base: dict[str, Any], tmp_path: Path) -> None:
     """In a process of its own, since wandb starts another and handles signals."""
     given = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}

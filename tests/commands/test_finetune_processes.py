@@ -272,6 +272,7 @@ def test_a_missing_ray_is_said_before_anything_is_loaded(
     assert "--distributed_retriever ray needs Ray: pip install 'ragstone[ray]'." in refused(capsys, words(flags))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_the_documentations_commands(
     tmp_path: Path,
