@@ -80,6 +80,8 @@ class Bench:
         self._source = KnowledgeSource(material.source)
         self._folder = tempfile.TemporaryDirectory()
         self._inputs = self._make_inputs()
+        # Before the figures, which may be written into the tree, make it another one.
+        self._commit = commit()
         self._rates = {
             name: multiply_rate(dtype, best_device())
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
@@ -268,7 +270,7 @@ class Bench:
             fp32_gflops=self._rates["fp32"] / 1e9,
             bf16_gflops=self._rates["bf16"] / 1e9 if "bf16" in self._rates else None,
             date=str(datetime.date.today()),
-            commit=commit(),
+            commit=self._commit,
             processor=processor(),
         )
 

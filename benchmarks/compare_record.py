@@ -64,13 +64,10 @@ def page(records: Sequence[Record], made: Sequence[str], command: str) -> str:
         made: what was measured of the questions and the checkpoint, a sentence each.
         command: the command line.
     """
-    first = records[0]
     lines = [
         "# Side by side with transformers' Rag classes",
         "",
-        f"{first.date}, commit {first.commit}, {first.threads} threads of {first.processor}, {first.device}, size "
-        f"{first.size}.",
-        f"Large matrix products reach {rates(first)}.",
+        origin(records),
         *made,
         "",
         f"    {command}",
@@ -92,11 +89,27 @@ def page(records: Sequence[Record], made: Sequence[str], command: str) -> str:
     return "\n".join(lines)
 
 
-def rates(record: Record) -> str:
-    """How many operations a second the machine makes of large matrix products."""
-    if record.bf16_gflops is None:
-        return f"{record.fp32_gflops:,.0f} GFLOP/s in fp32; there are no instructions for bf16, which is left out"
-    return f"{record.fp32_gflops:,.0f} GFLOP/s in fp32 and {record.bf16_gflops:,.0f} in bf16"
+def origin(records: Sequence[Record]) -> str:
+    """When, of what commit and on what machine they were measured, which may have been in several runs."""
+    commits: dict[str, list[str]] = {}
+    for record in records:
+        names = commits.setdefault(record.commit, [])
+        if record.name not in names:
+            names.append(record.name)
+    described = [commit if len(commits) == 1 else f"{commit} ({', '.join(names)})" for commit, names in commits.items()]
+    first, dates = records[0], sorted({record.date for record in records})
+    rates = f"{_span([record.fp32_gflops for record in records])} GFLOP/s in fp32"
+    halves = [record.bf16_gflops for record in records if record.bf16_gflops is not None]
+    rates += f" and {_span(halves)} in bf16." if halves else "; it has no instructions for bf16, which is left out."
+    return (
+        f"{', '.join(dates)}, commit {', '.join(described)}, {first.threads} threads of {first.processor}, "
+        f"{first.device}, size {first.size}. In large matrix products the machine reached {rates}"
+    )
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return low if low == high else f"{low} to {high}, from run to run,"
 
 
 def markdown(records: Sequence[Record]) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare_record import Record, markdown, parts_table, rates
+from benchmarks.compare_record import Record, markdown, origin, parts_table
 from benchmarks.growth import Point
 from ragstone.errors import InputError
 from ragstone.output import write_text
@@ -72,7 +72,7 @@ def draw(settings: Settings) -> list[Path]:
     pictures, blocks = {}, {}
     if compared:
         pictures["Times as fast as transformers' Rag classes"] = _ratios(compared, folder / "compare.svg")
-        blocks = {"machine": [_machine(compared[0])], "all": markdown(compared), "parts": parts_table(compared)}
+        blocks = {"machine": [origin(compared)], "all": markdown(compared), "parts": parts_table(compared)}
         blocks["ratios"] = [*_shown(pictures), "", *short_table(compared)]
     grown = {}
     for axis, group in itertools.groupby(sorted(points, key=lambda each: each.axis), lambda each: each.axis):
@@ -111,13 +111,6 @@ def filled(text: str, tables: dict[str, list[str]]) -> str:
             before, rest = text.split(opening, 1)
             text = "\n".join([before + opening, *lines, closing + rest.split(closing, 1)[1]])
     return text
-
-
-def _machine(record: Record) -> str:
-    return (
-        f"{record.date}, commit {record.commit}, {record.threads} threads of {record.processor}, {record.device}, "
-        f"size {record.size}. Large matrix products reach {rates(record)}."
-    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

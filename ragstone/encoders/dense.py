@@ -110,14 +110,14 @@ def _activation(config: Any, path: str, name: str) -> nn.Module:
 
 
 def _read_weights(find_file: FindFile, path: str, name: str) -> dict[str, torch.Tensor]:
-    safe, pickled = find_file(f"{path}/{SAFE}"), find_file(f"{path}/{PICKLED}")
+    safe = find_file(f"{path}/{SAFE}")
+    found = safe or find_file(f"{path}/{PICKLED}")
+    if found is None:
+        raise InputError(f"{name}: {path} has neither {SAFE} nor {PICKLED}; save the model again.")
     try:
-        if safe is not None:
-            return load_file(safe)
-        if pickled is not None:
-            weights: dict[str, torch.Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-            return weights
+        weights: dict[str, torch.Tensor]
+        weights = load_file(found) if safe else torch.load(found, map_location="cpu", weights_only=True)
+        return weights
     except Exception as error:  # torch's unpickler fails in many ways
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(f"{name}: the weights in {path} cannot be read ({reason}); save the model again.") from error
-    raise InputError(f"{name}: {path} has neither {SAFE} nor {PICKLED}; save the model again.")

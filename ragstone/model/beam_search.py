@@ -72,7 +72,7 @@ def beam_search(
         generation_config: a GenerationConfig.
 
     Returns:
-        [G·num_return_sequences, T] token ids, the start token first, padded with the first end token.
+        [G·num_return_sequences, T] token ids, the start token first. Behind an end token there is only padding.
     """
     config, writing = generation_config, search.writing
     beams, penalty = config.num_beams, config.length_penalty

@@ -123,17 +123,17 @@ class CausalGenerator:
         return Prompts(ids, self.model.device, memory)
 
     def target_logits(
-        self, contexts: Prompts, labels: torch.Tensor, wanted: torch.Tensor | None = None
+        self, contexts: Prompts, labels: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See Generator.target_logits."""
         valid = labels != IGNORED
         if contexts.memory is None:
             logits = self._sequence_logits(contexts, labels)
-            return logits if wanted is None else logits[wanted[valid]]
+            return logits if places is None else logits[places[valid]]
         answers, length = labels.shape[1:]
         before = torch.cat([contexts.last()[:, None, None].expand(-1, answers, -1), labels[:, :, :-1]], dim=2)
         own = torch.ones(length, length, dtype=torch.bool, device=labels.device).tril()
-        with only_at((valid if wanted is None else wanted).flatten(1), self.model.get_output_embeddings()):
+        with only_at((valid if places is None else places).flatten(1), self.model.get_output_embeddings()):
             output = self._go_on(
                 contexts,
                 contexts.memory.cache(),

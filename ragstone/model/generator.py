@@ -64,14 +64,14 @@ class Generator(Protocol[Contexts]):
         """Read contexts given as (passage part, question part); a long passage is cut, a question never."""
 
     def target_logits(
-        self, contexts: Contexts, labels: torch.Tensor, wanted: torch.Tensor | None = None
+        self, contexts: Contexts, labels: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Scores of every token at the positions of targets, all earlier targets given.
 
         Args:
             contexts: R contexts.
             labels: [R, A, T] A answers to each, -100 at padding.
-            wanted: [R, A, T] at which M labels; where None, at those that are no padding.
+            places: [R, A, T] true at the M labels whose scores are wanted; where None, all that are no padding.
 
         Returns:
             [M, V], a row for each of the M labels, in their order.

@@ -99,7 +99,7 @@ class Seq2SeqGenerator:
         return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place])
 
     def target_logits(
-        self, contexts: Seq2SeqContexts, labels: torch.Tensor, wanted: torch.Tensor | None = None
+        self, contexts: Seq2SeqContexts, labels: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See Generator.target_logits. The decoder's input is the labels shifted right behind the start token."""
         states, mask = contexts.states, contexts.attention_mask
@@ -107,8 +107,7 @@ class Seq2SeqGenerator:
         if answers > 1 and not self._shares_contexts:
             states, mask = states.repeat_interleave(answers, dim=0), mask.repeat_interleave(answers, dim=0)
         labels = labels.flatten(0, 1)
-        places = labels != IGNORED if wanted is None else wanted.flatten(0, 1)
-        with only_at(places, self.model.get_output_embeddings()):
+        with only_at(labels != IGNORED if places is None else places.flatten(0, 1), self.model.get_output_embeddings()):
             output = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,

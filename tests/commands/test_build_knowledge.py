@@ -270,6 +270,7 @@ def test_the_help_tells_of_ray_without_loading_it() -> None:
     assert not {"ray", "torch"} & set(out.splitlines()[-1].split())
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_build_on_a_cluster_that_is_stopped_goes_on(flags: list[str], models_folder: Path, tmp_path: Path) -> None:
     """Stopped after the first of four parts, then started again."""

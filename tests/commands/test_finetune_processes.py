@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,19 @@ def assert_the_same_run(folder: Path, other: Path) -> None:
 def test_two_processes_make_the_run_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
 ) -> None:
-    """The last batch of an epoch has four questions for two processes, and the three validated do not divide."""
+    """The last batch of an epoch has four questions for two processes, and the three validated do not divide.
+
+    One of two Ray workers is killed meanwhile.
+    """
     flags = {**base, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "run", "distributed_retriever": retriever}
-    if retriever == "ray":
+    if retriever == "pytorch":
+        assert main(words(flags)) == 0
+    else:
         flags |= {"ray_address": "local", "num_retrieval_workers": 2}
-    assert main(words(flags)) == 0
+        with ThreadPoolExecutor() as pool:
+            killed_after = pool.submit(_kill_a_worker, tmp_path / "run")
+            assert main(words(flags)) == 0
+            assert killed_after.result() < 10
     assert len(metrics(alone)["val"]) == 10
     assert list(step_losses(alone)) == list(range(1, 51))
     assert_the_same_run(tmp_path / "run", alone)
@@ -147,6 +156,7 @@ def test_under_torchrun(tmp_path: Path, base: dict[str, Any], alone: Path) -> No
     assert found.stderr.count("step 50/50") == 1
 
 
+@pytest.mark.slow
 def test_under_accelerate_launch_without_retrieval(tmp_path: Path, base: dict[str, Any], models_folder: Path) -> None:
     """And early stopping, on which all agree: no score is better than the first."""
     flags = {
@@ -333,6 +343,16 @@ def _ranks(running: subprocess.Popen[str]) -> list[psutil.Process]:
     ranks = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     assert len(ranks) == 2
     return sorted(ranks, key=lambda rank: rank.create_time())
+
+
+def _kill_a_worker(folder: Path) -> int:
+    """Kill a Ray worker of a run in `folder` once that has validated, and say after how many validations."""
+    _wait_until((folder / "last").exists)
+    children = psutil.Process().children(recursive=True)
+    workers = [child for child in children if "RetrievalWorker" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    return len(metrics(folder)["val"])
 
 
 def _assert_killed_rank_is_named(err: str) -> None:

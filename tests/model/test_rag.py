@@ -182,9 +182,9 @@ def test_candidates_are_scored_in_runs_of_any_length(
     sizes = []
     inner = model.generator.target_logits
 
-    def watched(contexts: Any, labels: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def watched(contexts: Any, labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         sizes.append(labels.numel())
-        return inner(contexts, labels, wanted)
+        return inner(contexts, labels, places)
 
     monkeypatch.setattr(model.generator, "target_logits", watched)
     monkeypatch.setattr("ragstone.model.reader.TOKENS_AT_ONCE", 20)
@@ -203,10 +203,10 @@ def test_candidates_share_the_scores_behind_what_they_begin_with(
     inner = model.generator.target_logits
     computed: list[int] = []
 
-    def watched(contexts: Any, labels: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def watched(contexts: Any, labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         answers = [[[label for label in answer if label >= 0] for answer in rows] for rows in labels.tolist()]
         beginnings = [{tuple(row[:i]) for row in rows for i in range(len(row))} for rows in answers]
-        logits = inner(contexts, labels, wanted)
+        logits = inner(contexts, labels, places)
         computed.append(len(logits))
         assert len(logits) == sum(map(len, beginnings)) < int((labels >= 0).sum())
         return logits
