@@ -109,7 +109,7 @@ def origin(records: Sequence[Record]) -> str:
 
 def _span(values: Sequence[float]) -> str:
     low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
-    return low if low == high else f"{low} to {high}, from run to run,"
+    return low if low == high else f"{low} to {high}"
 
 
 def markdown(records: Sequence[Record]) -> list[str]:

@@ -164,9 +164,9 @@ class FinetuneSettings:
     """Validations in a row without a better exact match after which training stops; never where negative."""
 
     fp16: bool = False
-    """Half precision with a gradient scaler; for GPUs without bfloat16. CPUs can, slowly."""
+    """Half precision with a gradient scaler; for GPUs without bfloat16. CPUs can, many times slower."""
     bf16: bool = False
-    """bfloat16 matrix products; on GPUs and CPUs."""
+    """bfloat16 matrix products; on GPUs, and on CPUs that have instructions for it."""
     gpus: int | None = None
     """GPUs to use, each by a process of its own; 0 trains on the CPU. One GPU, if there is one, where not given."""
     num_processes: int | None = None

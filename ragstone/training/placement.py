@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from ragstone.encoders.precision import fast_bfloat16
 from ragstone.errors import InputError
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes
 from ragstone.processes.environment import Place
@@ -21,7 +22,9 @@ from ragstone.training.hardware import Precision
 BYTES_PER_WEIGHT = 16
 """float32 weight and gradient, and AdamW's two averages."""
 GIB = 2**30
-SLOW_FP16 = "Warning: --fp16 is slow on a CPU; leave it out, or take --bf16 where the processor has it in hardware."
+SLOW = (
+    "Warning: this processor has no instructions for {what}, so that --{flag} takes many times as long; leave it out."
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,17 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
         _check_retrieval(retrieval, method, gpus, index)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
     lines.append(f"memory     {_memory(wishes, here, gpus, index)}")
-    slow = wishes.precision == "fp16" and not gpus
-    return Placement(processes, place.size == 1 and here > 1, lines, SLOW_FP16 if slow else None)
+    warning = None if gpus else _slow_arithmetic(wishes.precision)
+    return Placement(processes, place.size == 1 and here > 1, lines, warning)
+
+
+def _slow_arithmetic(precision: Precision) -> str | None:
+    """What is to be said of a precision that a CPU only imitates."""
+    if precision == "fp16":
+        return SLOW.format(what="half precision", flag=precision)
+    if precision == "bf16" and not fast_bfloat16(torch.device("cpu")):
+        return SLOW.format(what="bfloat16", flag=precision)
+    return None
 
 
 def _gpus(wishes: Wishes, place: Place) -> int:

@@ -89,9 +89,15 @@ def test_a_model_that_does_not_fit_is_refused(wishes: dict[str, Any], tmp_path: 
         plan(wishes, model=str(tmp_path), num_processes=2)
 
 
-def test_half_precision_on_a_cpu_is_warned_of(wishes: dict[str, Any]) -> None:
-    assert str(plan(wishes, precision="fp16").warning).startswith("Warning: --fp16 is slow on a CPU")
-    assert plan(wishes, precision="bf16").warning is None
+@needs_no_gpu
+def test_half_precision_that_a_cpu_imitates_is_warned_of(wishes: dict[str, Any]) -> None:
+    """bfloat16 only where the processor has no instructions for it."""
+    assert plan(wishes, precision="no").warning is None
+    assert "no instructions for half precision, so that --fp16 takes many" in str(
+        plan(wishes, precision="fp16").warning
+    )
+    imitated = "avx512_bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    assert ("so that --bf16 takes many times" in str(plan(wishes, precision="bf16").warning)) == imitated
 
 
 @needs_no_gpu
