@@ -49,7 +49,12 @@ run rag "$ragstone" consolidate --model_type rag_sequence --dest "$out/rag" --ge
   --question_encoder_name_or_path "$minilm" --normalize False
 run practice "$ragstone" make-practice --passages_path "$out/knowledge" --data_dir "$out/practice" --n_train 30000
 
-common=(--bf16 --dropout 0.1 --num_beams 1 --num_train_epochs 100 --warmup_steps 100)
+# bfloat16 where the hardware has it; a processor that imitates it takes many times as long.
+precision=$("$python" -c "
+from ragstone.encoders.precision import best_device, fast_bfloat16
+print('--bf16' if fast_bfloat16(best_device()) else '')")
+
+common=($precision --dropout 0.1 --num_beams 1 --num_train_epochs 100 --warmup_steps 100)
 practice=(--data_dir "$out/practice" --max_steps "$practice_steps" --train_batch_size 32 --learning_rate 5e-4
   --val_check_interval "$practice_steps")
 finetune=(--data_dir "$data" --max_steps "$steps" --train_batch_size 24 --learning_rate 2e-4 --n_val 300

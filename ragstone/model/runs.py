@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-CPU_TOKENS_AT_ONCE = 4096
+CPU_TOKENS_AT_ONCE = 1024
 GPU_TOKENS_AT_ONCE = 65536
-"""Tokens that are read together. With fewer, less is padded, until the processor is no longer busy."""
+"""Tokens that are read together. With fewer, less is padded, and what a layer gives stays in a CPU's cache; with too
+few the processor is no longer busy."""
 
 
 def tokens_at_once(device: torch.device) -> int:

@@ -23,6 +23,7 @@ from ragstone.model.marginal_search import search_answers
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at
 from ragstone.model.shared_attention import share_contexts
+from ragstone.model.shared_lookup import looked_up_once
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,23 @@ class Seq2SeqGenerator:
         longest = max(map(len, ids))
         runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(self.model.device))
         encoder = self.model.get_encoder()
+        tokens = torch.tensor([self.tokenizer.pad_token_id, *{token for row in ids for token in row}])
         states, masks = [], []
-        for rows in runs:
-            batch = self.tokenizer.pad(
-                {"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt"
-            ).to(self.model.device)
-            mask = batch["attention_mask"]
-            output = encoder(
-                input_ids=batch["input_ids"], attention_mask=mask, return_dict=True, **_global_attention(encoder, mask)
-            )
-            missing = longest - mask.shape[1]
-            states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
-            masks.append(pad(mask, (0, missing)))
+        with looked_up_once(tokens.to(self.model.device), encoder.get_input_embeddings()):
+            for rows in runs:
+                batch = self.tokenizer.pad(
+                    {"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt"
+                ).to(self.model.device)
+                mask = batch["attention_mask"]
+                output = encoder(
+                    input_ids=batch["input_ids"],
+                    attention_mask=mask,
+                    return_dict=True,
+                    **_global_attention(encoder, mask),
+                )
+                missing = longest - mask.shape[1]
+                states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
+                masks.append(pad(mask, (0, missing)))
         place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
         return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place])
 
