@@ -23,7 +23,7 @@ from ragstone.errors import InputError
 from ragstone.progress import ProgressBar, activity
 from ragstone.types import FloatArray
 
-CPU_TOKENS_PER_BATCH = 2560
+CPU_TOKENS_PER_BATCH = 1280
 """Of more, what the layers of a BERT-base give is new memory at every layer, which costs a CPU more than it saves."""
 TokenLists = dict[str, list[list[int]]]
 """What the model takes (input_ids, attention_mask, ...), a list of numbers for each text."""
