@@ -31,9 +31,10 @@ TWO = {"gpus": 0, "num_processes": 2}
 
 @pytest.fixture(scope="module")
 def base(pairs_folder: Path, checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
-    """A run of 50 steps of the same ten questions in batches of five or six, validated on three after every fifth."""
+    """A run of 50 steps of the same nine questions in batches of six and three, validated on three after every fifth."""
     return {
         "data_dir": pairs_folder,
+        "n_train": 9,
         "model_name_or_path": checkpoint_folder,
         "passages_path": source_folder,
         "num_train_epochs": 25,
@@ -104,7 +105,7 @@ def assert_the_same_run(folder: Path, other: Path) -> None:
 def test_two_processes_make_the_run_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
 ) -> None:
-    """The last batch of an epoch has four questions for two processes, and the three validated do not divide.
+    """The last batch of an epoch has two questions for one process and one for the other; nor do the validated divide.
 
     One of two Ray workers is killed meanwhile.
     """
@@ -132,13 +133,17 @@ def test_two_processes_make_the_run_of_one(
 def test_every_process_searches_by_words(
     tmp_path: Path, base: dict[str, Any], worded_source: Path, capfd: pytest.CaptureFixture[str], retriever: str
 ) -> None:
-    """The losses of one process; with bm25 the question encoder has no gradient to wait for."""
-    more = {"num_train_epochs": 1, "val_check_interval": 0.5, "passages_path": worded_source, "retriever": retriever}
-    flags = {**base, **more}
+    """The losses of one process; with bm25 the question encoder has no gradient to wait for.
+
+    Each step is of two batches, whose second has a question for the first process and none for the other.
+    """
+    steps = {"n_train": 7, "gradient_accumulation_steps": 2, "num_train_epochs": 5, "val_check_interval": 4}
+    flags = {**base, **steps, "passages_path": worded_source, "retriever": retriever}
     assert main(words({**flags, "train_batch_size": 6, "output_dir": tmp_path / "one"})) == 0
     capfd.readouterr()
     assert main(words({**flags, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "two"})) == 0
     assert "retrieval  in each process itself, by words (BM25)" in capfd.readouterr().err
+    assert list(step_losses(tmp_path / "one")) == list(range(1, 6))
     assert_the_same_run(tmp_path / "two", tmp_path / "one")
 
 
