@@ -13,7 +13,7 @@ import numpy as np
 from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
-from ragstone.index.factory import factory_string
+from ragstone.index.factory import factory_string, refuse_unknown_index
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.bm25 import add_bm25
 from ragstone.knowledge.corpus import Corpus, read_corpus
@@ -70,6 +70,7 @@ def build_knowledge_source(
         InputError: unusable documents or index.
     """
     began = time.perf_counter()
+    refuse_unknown_index(plan.index, encoder.dimension)
     corpus = read_corpus(files, plan.max_words)
     factory = factory_string(plan.index, encoder.dimension, corpus.passages, plan.m)
     embed(corpus, encoder, plan, folder / PASSAGES_NAME)
