@@ -45,7 +45,9 @@ class VectorIndex:
         if not path.is_file():
             raise InputError(f"There is no index file {path}; give --index_path the .faiss file of a knowledge source.")
         try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
+            # The links of a graph are looked at, and what cannot be mapped is read.
+            with activity("Opening the index"):
+                return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
         except RuntimeError as error:
             raise InputError(f"{path} is not a FAISS index; build it again with ragstone build-knowledge.") from error
 
@@ -122,10 +124,12 @@ def extend_index(old: Path, vectors: VectorStream, count: int, path: Path) -> bo
 
     if not isinstance(faiss.downcast_index(VectorIndex.open(old).faiss_index), faiss.IndexHNSWFlat):
         return False
-    index = faiss.read_index(str(old))
+    with activity("Reading the index"):
+        index = faiss.read_index(str(old))
     _widen_search(index)
     _add(index, vectors, count)
-    faiss.write_index(index, str(path))
+    with activity("Writing the index"):
+        faiss.write_index(index, str(path))
     return True
 
 
