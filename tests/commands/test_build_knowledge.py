@@ -111,12 +111,14 @@ def test_ivf_by_its_factory_string_and_several_documents(
 def test_num_proc_is_the_threads_that_work(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen where the vectors are made and where the index is built; what they make is the same."""
     seen: list[tuple[str, int, int]] = []
+    sizes: list[int] = []
 
     def watch(name: str) -> None:
         original = getattr(build, name)
 
         def watched(*arguments: Any, **options: Any) -> Any:
             seen.append((name, torch.get_num_threads(), faiss.omp_get_max_threads()))
+            sizes.extend(value for option, value in options.items() if option == "batch_size")
             return original(*arguments, **options)
 
         monkeypatch.setattr(build, name, watched)
@@ -124,13 +126,35 @@ def test_num_proc_is_the_threads_that_work(flags: list[str], tmp_path: Path, mon
     watch("embed_groups")
     watch("build_index")
     for number in (1, 3):
-        extra = ["--num_proc", str(number), "--output_dir", str(tmp_path / f"by-{number}")]
+        extra = [
+            "--num_proc",
+            str(number),
+            "--batch_size",
+            str(number + 1),
+            "--output_dir",
+            str(tmp_path / f"by-{number}"),
+        ]
         assert main([*flags, "--index", "flat", "--precision", "fp32", *extra]) == 0
     assert seen == [(name, number, number) for number in (1, 3) for name in ("embed_groups", "build_index")]
+    assert sizes == [2, 4]
     one, three = (KnowledgeSource(tmp_path / name) for name in ("by-1", "by-3"))
     rows = np.arange(len(one))
     assert one.store.passages(rows) == three.store.passages(rows)
     np.testing.assert_allclose(one.store.vectors(rows), three.store.vectors(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_are_made_in_half_precision_where_the_processor_has_it(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = []
+    for has_it in (False, True):
+        monkeypatch.setattr("ragstone.encoders.precision.fast_bfloat16", lambda _, answer=has_it: answer)
+        folder = tmp_path / str(has_it)
+        assert main([*flags, "--index", "flat", "--output_dir", str(folder)]) == 0
+        found = KnowledgeSource(folder).store.vectors(np.arange(6))
+        vectors.append(found / np.linalg.norm(found, axis=1, keepdims=True))
+    assert not np.array_equal(*vectors)
+    assert (np.sum(vectors[0] * vectors[1], axis=1) > 0.999).all()
 
 
 def test_ivfpq(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
