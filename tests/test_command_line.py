@@ -88,6 +88,7 @@ def test_a_wrong_flag_is_refused_before_anything_heavy_is_loaded(command: str) -
         ["build-knowledge", "--csv_path", "a", "--output_dir", "b", "--batch_size", "x"],
         ["build-knowledge", "--csv_path", "a", "--output_dir", "b", "--question", "who ?"],
         ["build-knowledge", "--output_dir", "b"],
+        ["build-knowledge", "--csv_path", "a", "--output_dir", "b", "--m", "1"],
         ["consolidate", "--model_type", "bart"],
         ["finetune", "--data_dir", "a", "--output_dir", "b", "--model_name_or_path", "c", "--fp16", "--bf16"],
         ["eval", "--model_name_or_path", "a", "--eval_mode", "both"],

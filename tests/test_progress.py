@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+DPR_ENTRIES = [
+    {
+        "question": question,
+        "answers": [answer],
+        "positive_ctxs": [{"title": title, "text": text}],
+        "hard_negative_ctxs": [{"title": "hill", "text": "the hill by the river was red"}],
+    }
+    for question, answer, title, text in (
+        ("what is blue ?", "the river", "river", "the river of the old town is blue"),
+        ("who founded the bridge ?", "anna", "bridge", "anna founded the stone bridge"),
+        ("who founded the town ?", "otto", "town", "otto founded the old town in the hill"),
+    )
+]
 
 SCRIPT = """
 import time
@@ -28,11 +45,12 @@ with activity("search for it"):
 """
 
 
-def on_a_terminal(command: Sequence[str]) -> tuple[str, str]:
-    """What a command writes to a pipe, and what it draws on a terminal of 100 columns."""
+def on_a_terminal(command: Sequence[str], folder: Path | None = None) -> tuple[str, str]:
+    """What a command, run in `folder`, writes to a pipe, and what it draws on a terminal of 200 columns."""
     reader, terminal = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, text=True)
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": terminal, "text": True}
+    process = subprocess.Popen(command, env=environment, cwd=folder, **streams)
     os.close(terminal)
     drawn = b""
     try:
@@ -47,6 +65,11 @@ def on_a_terminal(command: Sequence[str]) -> tuple[str, str]:
     return out, drawn.decode()
 
 
+def plain(drawn: str) -> str:
+    """What is drawn without colours and movements, each frame on lines of its own."""
+    return re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", drawn.replace("\x1b[2K", "\n")).replace("\r", "")
+
+
 @pytest.fixture(scope="module")
 def shown() -> tuple[str, str]:
     """What the script writes and draws."""
@@ -56,11 +79,13 @@ def shown() -> tuple[str, str]:
 def test_a_bar_within_another_stands_below_it(shown: tuple[str, str]) -> None:
     _, drawn = shown
     assert "loss 1" in drawn
-    assert "/s" in drawn
-    # The rate, and the time that is left.
-    assert "0:00:00" in drawn
     assert "step 1 done" in drawn
     frames = drawn.split("\x1b[2K")
+    for bar in ("train", "evaluate"):
+        lines = [line for frame in map(plain, frames) for line in frame.splitlines() if line.startswith(f"{bar} ")]
+        # The time that is left is not known at first; where a bar shows a rate, it is.
+        assert any("-:--:--" in line for line in lines)
+        assert any(re.search(r"\d/s 0:00:0\d", line) for line in lines)
     below = [frame for frame in frames if "train" in frame and "evaluate" in frame.partition("\n")[2]]
     assert below, "no frame shows both bars, one below the other"
     assert all("evaluate" not in frame or "train" in frame for frame in frames), "the bars overwrite each other"
@@ -88,16 +113,50 @@ def test_silence_without_a_terminal() -> None:
     assert done.stderr == "step 0 done\nstep 1 done\n"
 
 
-def test_commands_say_what_they_are_at(models_folder: Path, documents_file: Path, tmp_path: Path) -> None:
-    """What cannot say when it ends, and what has a time left: reading documents counts their megabytes."""
-    encoder, generator = (str(models_folder / name) for name in ("question_encoder", "generator"))
-    new = ["new-generator", f"--csv_path={documents_file}", f"--dest={tmp_path / 'new'}"]
-    join = ["consolidate", "--model_type=rag_token", f"--dest={tmp_path / 'rag'}"]
-    join += [f"--generator_name_or_path={generator}", f"--question_encoder_name_or_path={encoder}"]
-    program = f"import sys; from ragstone.__main__ import main; sys.exit(main({new}) or main({join}))"
-    _, drawn = on_a_terminal([sys.executable, "-c", program])
-    for activity in (
-        *("Learning a tokenizer", "Reading (MB)", f"Loading {encoder}", f"Loading {generator}"),
-        *("Writing the checkpoint", "Trying the checkpoint out"),
-    ):
-        assert activity in "".join(drawn.split("\r\n")), activity
+@pytest.fixture(scope="module")
+def commands(
+    models_folder: Path, documents_file: Path, pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """What the whole job draws, one command after the other in a process."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "dpr.json").write_text(json.dumps(DPR_ENTRIES), encoding="utf-8")
+    (folder / "models").symlink_to(models_folder)
+    lines = f"""
+        new-generator --csv_path {documents_file} --dest new
+        consolidate --model_type rag_token --dest rag --generator_name_or_path models/generator
+          --question_encoder_name_or_path models/question_encoder
+        build-knowledge --csv_path {documents_file} --output_dir knowledge
+          --dpr_ctx_encoder_model_name models/passage_encoder
+        finetune --data_dir {pairs_folder} --output_dir run --model_name_or_path rag --passages_path knowledge
+          --train_batch_size 5 --num_train_epochs 1
+        eval --model_name_or_path run/best --evaluation_set {pairs_folder / "test.source"}
+          --gold_data_path {pairs_folder / "test.target"} --gold_data_mode ans --predictions_path out/answers.txt
+        ask --model_name_or_path run/best --question who?
+        parse-dpr --src_path dpr.json --evaluation_set out/dpr.source --gold_data_path out/dpr.pages
+        train-retriever --train_path dpr.json --output_dir retriever --max_steps 2
+    """
+    words = [line.split() for line in lines.replace("\n          ", " ").strip().splitlines()]
+    program = f"import sys; from ragstone.__main__ import main; sys.exit(any([main(words) for words in {words}]))"
+    _, drawn = on_a_terminal([sys.executable, "-c", program], folder)
+    return plain(drawn)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("Learning a tokenizer", "Loading models/question_encoder", "Loading models/generator"),
+        *("Writing the checkpoint", "Trying the checkpoint out", "Searching the index", "Opening the index"),
+        *("Saving checkpoint2", "Loading run/best"),
+        *(r"Reading \(MB\) .* 0/0", r"Embedding .* 0/6", r"Indexing .* 0/6", r"Measuring the index .* 0/6"),
+        # What is known of a step, with rate and time left; what a validation found stays above it.
+        r"Training .* 2/2 +[\d.]+/s 0:00:00 loss/token \d.* questions/s  lr \d.*  distinct \d.*  entropy prior",
+        r"step 2/2  em \d.*  f1 \d.*  loss/token \d",
+        r"train .* 2/2 +[\d.]+/s 0:00:00 loss \d.*  accuracy",
+        *(r"Answering .* 0/1", r"Bootstrap intervals .* 0/\d", r"read dpr.json \(MB\) .* 0/0"),
+        # A question that is asked has no number of others to go.
+        r"Answering +. +0:00:00",
+    ],
+)
+def test_commands_say_what_they_are_at(commands: str, said: str) -> None:
+    """What has a total shows how much is done, how fast and what is left; what has none, since when it lasts."""
+    assert re.search(f"^{said}", commands, flags=re.MULTILINE)

@@ -80,6 +80,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
     """
     from ragstone.model.decoding import Decoding
     from ragstone.model.open import ModelRequest, open_model
+    from ragstone.progress import activity
 
     decoding = Decoding(settings.num_beams, settings.min_length, settings.max_length)
     model = open_model(
@@ -98,7 +99,9 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
     )
     try:
         for question in _questions(settings):
-            yield question, model.generate([question], decoding)[0][0], settings.json
+            with activity("Answering"):
+                answer = model.generate([question], decoding)[0][0]
+            yield question, answer, settings.json
     finally:
         model.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.index.factory import refuse_few_links, refuse_unknown_index
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
 from ragstone.processes.ray_cluster import AUTO, RayCluster, refuse_without_ray
@@ -72,6 +73,7 @@ class BuildKnowledgeSettings:
         for name in ("max_words", "batch_size", "m"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
+        refuse_few_links(self.index, self.m)
         if self.num_proc is not None and self.num_proc < 1:
             raise InputError(f"--num_proc is {self.num_proc}, but must be at least 1.")
         if self.d is not None and self.d < 1:
@@ -95,6 +97,8 @@ class BuiltKnowledge:
     folder: Path
     manifest: Manifest
     answer: Answer | None
+    unanswered: InputError | None = None
+    """Why there is no answer to a question that was asked: the source is there all the same."""
 
 
 def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
@@ -102,6 +106,7 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     if settings.ray:
         refuse_without_ray("--ray")
     files = find_files(settings.csv_path)
+    _refuse_early(settings)
     build = _build_on_cluster if settings.ray else _build_here
     if settings.index == WORDS_ALONE:
         build = _build_words
@@ -111,7 +116,28 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     if settings.ray:
         # Not before the source is in its place.
         shutil.rmtree(_parts_folder(settings), ignore_errors=True)
-    return BuiltKnowledge(settings.output_dir, manifest, _answer(settings))
+    try:
+        return BuiltKnowledge(settings.output_dir, manifest, _answer(settings))
+    except InputError as error:
+        return BuiltKnowledge(settings.output_dir, manifest, None, error)
+
+
+def _refuse_early(settings: BuildKnowledgeSettings) -> None:
+    """Refuse what can be seen without loading a model, before hours go into what could not be finished."""
+    if settings.index != WORDS_ALONE:
+        refuse_unknown_index(settings.index)
+    if settings.rag_model_name is None:
+        return
+    from transformers import AutoConfig
+
+    from ragstone.encoders.load import pretrained
+
+    config = pretrained(AutoConfig, settings.rag_model_name, "config.json")
+    if config.model_type != "rag":
+        raise InputError(
+            f"--rag_model_name {settings.rag_model_name} is a {config.model_type} model, which looks nothing up; give "
+            "a RAG checkpoint of ragstone consolidate or finetune."
+        )
 
 
 def _build_here(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
@@ -210,7 +236,11 @@ def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
 
 
 def show(result: BuiltKnowledge) -> None:
-    """Print what was built."""
+    """Print what was built.
+
+    Raises:
+        InputError: the question that was asked could not be answered; said after the report of what there is.
+    """
     manifest, statistics = result.manifest, result.manifest.statistics
     print(f"knowledge source  {result.folder}")
     print(f"documents         {manifest.documents:,}")
@@ -228,3 +258,5 @@ def show(result: BuiltKnowledge) -> None:
         print(f"search            {statistics['queries_per_second']:,.0f} queries per second")
     if result.answer is not None:
         print(f"answer            {result.answer.text}")
+    if result.unanswered is not None:
+        raise result.unanswered

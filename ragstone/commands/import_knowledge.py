@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragstone.errors import InputError
+from ragstone.index.factory import refuse_few_links, refuse_unknown_index
 from ragstone.output import new_folder, refuse_used_folder
 from ragstone.settings import save_settings
 
@@ -37,6 +38,7 @@ class ImportKnowledgeSettings:
     def __post_init__(self) -> None:
         if self.m < 1:
             raise InputError(f"--m is {self.m}, but must be at least 1.")
+        refuse_few_links(self.index, self.m)
         if self.folder is None and (self.passages is None or self.vectors is None):
             raise InputError("Give the folder with passages and vectors, or both --passages and --vectors.")
         if self.folder is not None and not self.folder.is_dir():
@@ -67,10 +69,15 @@ def import_knowledge(settings: ImportKnowledgeSettings) -> ImportedKnowledge:
 
 
 def import_plan(index: str, m: int, encoder_name: str | None) -> ImportPlan:
-    """The plan that flags mean; an encoder that is named is opened."""
+    """The plan that flags mean; an encoder that is named is opened.
+
+    Raises:
+        InputError: an index that FAISS does not know, or an unusable encoder.
+    """
     from ragstone.encoders.load import load_encoder
     from ragstone.knowledge.imports import ImportPlan
 
+    refuse_unknown_index(index)
     encoder: TextEncoder | None = None if encoder_name is None else load_encoder(encoder_name, "passage")
     return ImportPlan(index, m, encoder)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ragstone.commands.import_knowledge import ImportedKnowledge, import_plan
 from ragstone.commands.import_knowledge import show as show
 from ragstone.errors import InputError
+from ragstone.index.factory import refuse_few_links
 from ragstone.output import new_folder, refuse_used_folder
 from ragstone.settings import save_settings
 
@@ -28,6 +29,7 @@ class ImportLegacySettings:
     def __post_init__(self) -> None:
         if self.m < 1:
             raise InputError(f"--m is {self.m}, but must be at least 1.")
+        refuse_few_links(self.index, self.m)
         if not self.folder.is_dir():
             raise InputError(f"There is no folder {self.folder}; give one with an old index.")
 

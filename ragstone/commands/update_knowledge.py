@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ragstone.data.lines import read_lines
 from ragstone.errors import InputError
+from ragstone.index.factory import refuse_few_links
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
 from ragstone.replacement import new_version
@@ -50,6 +51,8 @@ class UpdateKnowledgeSettings:
         for name in ("m", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.index is not None:
+            refuse_few_links(self.index, self.m)
         if self.replace and not self.add_csv_path:
             raise InputError("--replace needs --add_csv_path, the documents that take the place of others.")
         if not (self.add_csv_path or self.delete_titles or self.delete_titles_path or self.index):

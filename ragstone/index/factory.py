@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 
 from ragstone.errors import InputError
+from ragstone.index.empty import empty_index, refuse_too_few, refuse_unparsed
+
+NAMES = ("flat", "hnsw", "ivfpq")
+"""Indexes by a name of their own."""
 
 POINTS_PER_CENTROID = 39
 """Training vectors that FAISS wants for each centroid, at least."""
@@ -22,13 +26,12 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
         m: links of an HNSW node (the reference's --m).
 
     Raises:
-        InputError: too few vectors to train the index, or too few links.
+        InputError: too few vectors to train the index, too few links, or what FAISS does not know.
     """
+    refuse_few_links(index, m)
     if index == "flat":
         return "Flat"
     if index == "hnsw":
-        if m < 2:
-            raise InputError(f"--m is {m}, but a node of an hnsw index has at least 2 links.")
         return f"HNSW{m},Flat"
     if index == "ivfpq":
         if count < PQ_CENTROIDS:
@@ -39,7 +42,31 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
         lists = 2 ** round(math.log2(4 * math.sqrt(count)))
         lists = max(1, min(lists, count // POINTS_PER_CENTROID))
         return f"IVF{lists},PQ{_code_bytes(dimension)}x8"
+    refuse_too_few(empty_index(index, dimension), index, count)
     return index
+
+
+def refuse_few_links(index: str, m: int) -> None:
+    """Refuse a graph whose nodes have less than two links.
+
+    Raises:
+        InputError: names --m.
+    """
+    if index == "hnsw" and m < 2:
+        raise InputError(f"--m is {m}, but a node of an hnsw index has at least 2 links.")
+
+
+def refuse_unknown_index(index: str, dimension: int | None = None) -> None:
+    """Refuse what is neither a name nor a factory string, for vectors of `dimension` where that is known already.
+
+    Raises:
+        InputError: names --index.
+    """
+    if index in NAMES:
+        return
+    refuse_unparsed(index)
+    if dimension is not None:
+        empty_index(index, dimension)
 
 
 def _code_bytes(dimension: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import InputError
+from ragstone.index.empty import TRAINING_VECTORS, empty_index, too_few
 from ragstone.progress import activity, progress_bar
 from ragstone.types import FloatArray, IntArray
 
@@ -21,9 +22,6 @@ EF_SEARCH = 128
 """HNSW's search breadth. FAISS's default of 16 loses several percent of the nearest passages."""
 PROBES = 32
 """Lists that an IVF index looks into."""
-
-TRAINING_VECTORS = 1_000_000
-"""Vectors that an index is trained on, at most: a larger corpus is sampled."""
 
 VectorStream = Callable[[], Iterator[FloatArray]]
 """Gives the vectors from the start, chunk by chunk [*, D], each time it is called."""
@@ -47,7 +45,9 @@ class VectorIndex:
         if not path.is_file():
             raise InputError(f"There is no index file {path}; give --index_path the .faiss file of a knowledge source.")
         try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
+            # The links of a graph are looked at, and what cannot be mapped is read.
+            with activity("Opening the index"):
+                return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
         except RuntimeError as error:
             raise InputError(f"{path} is not a FAISS index; build it again with ragstone build-knowledge.") from error
 
@@ -100,13 +100,7 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
         return
     import faiss
 
-    try:
-        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(
-            f"--index {factory!r} is not a FAISS factory string for {dimension} dimensions; take flat, hnsw, ivfpq or "
-            "see FAISS's documentation of index_factory."
-        ) from error
+    index = empty_index(factory, dimension)
     _widen_search(index)
     try:
         if not index.is_trained:
@@ -114,9 +108,7 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
                 index.train(_sample(vectors, count, min(count, TRAINING_VECTORS)))
         _add(index, vectors, count)
     except RuntimeError as error:
-        raise InputError(
-            f"The index {factory} cannot be built over {count} vectors; use --index flat, or one with fewer centroids."
-        ) from error
+        raise InputError(too_few(factory, count)) from error
     with activity("Writing the index"):
         faiss.write_index(index, str(path))
 
@@ -132,10 +124,12 @@ def extend_index(old: Path, vectors: VectorStream, count: int, path: Path) -> bo
 
     if not isinstance(faiss.downcast_index(VectorIndex.open(old).faiss_index), faiss.IndexHNSWFlat):
         return False
-    index = faiss.read_index(str(old))
+    with activity("Reading the index"):
+        index = faiss.read_index(str(old))
     _widen_search(index)
     _add(index, vectors, count)
-    faiss.write_index(index, str(path))
+    with activity("Writing the index"):
+        faiss.write_index(index, str(path))
     return True
 
 

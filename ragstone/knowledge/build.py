@@ -13,7 +13,7 @@ import numpy as np
 from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
-from ragstone.index.factory import factory_string
+from ragstone.index.factory import factory_string, refuse_unknown_index
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.bm25 import add_bm25
 from ragstone.knowledge.corpus import Corpus, read_corpus
@@ -21,7 +21,7 @@ from ragstone.knowledge.embedding import embed_groups
 from ragstone.knowledge.manifest import Manifest, checksum
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageStore, PassageWriter
-from ragstone.progress import ProgressBar, progress_bar, track
+from ragstone.progress import ProgressBar, activity, progress_bar, track
 from ragstone.types import FloatArray
 
 PASSAGES_AT_ONCE = 8192
@@ -70,6 +70,7 @@ def build_knowledge_source(
         InputError: unusable documents or index.
     """
     began = time.perf_counter()
+    refuse_unknown_index(plan.index, encoder.dimension)
     corpus = read_corpus(files, plan.max_words)
     factory = factory_string(plan.index, encoder.dimension, corpus.passages, plan.m)
     embed(corpus, encoder, plan, folder / PASSAGES_NAME)
@@ -166,9 +167,10 @@ def measure_index(source: KnowledgeSource) -> dict[str, float]:
     depth = max(RECALL_DEPTHS)
     with progress_bar("Measuring the index", len(source)) as bar:
         exact, _ = exact_search(_watched(source.store.vector_chunks(), bar), queries, depth)
-    began = time.perf_counter()
-    _, ids = source.index.search(queries, depth)
-    seconds = time.perf_counter() - began
+    with activity("Searching the index"):
+        began = time.perf_counter()
+        _, ids = source.index.search(queries, depth)
+        seconds = time.perf_counter() - began
     vectors = source.store.vectors(ids.clip(min=0).reshape(-1)).reshape(*ids.shape, source.dimension)
     found = np.where(ids >= 0, np.einsum("bd,bnd->bn", queries, vectors), -np.inf).astype(np.float32)
     recalls = {f"recall@{n}": round(recall(found, exact, n), 4) for n in RECALL_DEPTHS}

@@ -67,6 +67,7 @@ def join_parts(parts: Parts) -> Checkpoint:
     """
     from transformers import AutoConfig, RagConfig
 
+    _refuse_settings_of_nobody(parts)
     encoder = load_encoder(
         parts.question_encoder,
         "question",
@@ -162,12 +163,26 @@ def _partner(encoder: TextEncoder, parts: Parts) -> EncoderRecord | None:
     if recorded is None and is_sentence_transformers(parts.question_encoder):
         pooling = parts.passage_pooling or parts.pooling
         return load_encoder(parts.question_encoder, "passage", pooling=pooling, **options).record()
-    if parts.passage_pooling is not None or any(value is not None for value in options.values()):
+    return recorded
+
+
+def _refuse_settings_of_nobody(parts: Parts) -> None:
+    """Refuse settings of a passage encoder where none is named and `_partner` would find none, by configs alone.
+
+    Raises:
+        InputError: names the flags.
+    """
+    told = (parts.passage_pooling, parts.passage_normalize, parts.passage_prompt)
+    if parts.passage_encoder is not None or all(setting is None for setting in told):
+        return
+    from transformers import AutoConfig
+
+    config = pretrained(AutoConfig, parts.question_encoder, "config.json")
+    if getattr(config, PASSAGE_ENCODER_KEY, None) is not None or not is_sentence_transformers(parts.question_encoder):
         raise InputError(
             "--passage_pooling, --passage_normalize and --passage_prompt tell of a passage encoder; name it with "
             "--passage_encoder_name_or_path."
         )
-    return recorded
 
 
 def _origin(encoder: TextEncoder, parts: Parts) -> EncoderRecord:

@@ -12,6 +12,7 @@ import torch
 
 from ragstone.errors import InputError
 from ragstone.model.model import Model
+from ragstone.progress import activity
 
 KEPT = 3
 STATE_NAME = "training_state.pt"
@@ -58,6 +59,11 @@ class CheckpointKeeper:
         self.kept = [other for other in self.kept if other == saved or other in self._ranked()[:KEPT]]
         if not self._writes:
             return
+        with activity(f"Saving {saved.name}"):
+            self._write(model, saved, state)
+        self._tidy()
+
+    def _write(self, model: Model, saved: Saved, state: dict[str, Any]) -> None:
         workshop = self._folder / f".{saved.name}"
         shutil.rmtree(workshop, ignore_errors=True)
         try:
@@ -69,7 +75,6 @@ class CheckpointKeeper:
             workshop.rename(self._folder / saved.name)
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
-        self._tidy()
 
     def _tidy(self) -> None:
         """Make links and folders agree with what is kept."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 from ragstone.__main__ import main
+from ragstone.encoders import load
 from ragstone.encoders.load import load_encoder
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.knowledge import build
@@ -109,12 +111,14 @@ def test_ivf_by_its_factory_string_and_several_documents(
 def test_num_proc_is_the_threads_that_work(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen where the vectors are made and where the index is built; what they make is the same."""
     seen: list[tuple[str, int, int]] = []
+    sizes: list[int] = []
 
     def watch(name: str) -> None:
         original = getattr(build, name)
 
         def watched(*arguments: Any, **options: Any) -> Any:
             seen.append((name, torch.get_num_threads(), faiss.omp_get_max_threads()))
+            sizes.extend(value for option, value in options.items() if option == "batch_size")
             return original(*arguments, **options)
 
         monkeypatch.setattr(build, name, watched)
@@ -122,13 +126,35 @@ def test_num_proc_is_the_threads_that_work(flags: list[str], tmp_path: Path, mon
     watch("embed_groups")
     watch("build_index")
     for number in (1, 3):
-        extra = ["--num_proc", str(number), "--output_dir", str(tmp_path / f"by-{number}")]
+        extra = [
+            "--num_proc",
+            str(number),
+            "--batch_size",
+            str(number + 1),
+            "--output_dir",
+            str(tmp_path / f"by-{number}"),
+        ]
         assert main([*flags, "--index", "flat", "--precision", "fp32", *extra]) == 0
     assert seen == [(name, number, number) for number in (1, 3) for name in ("embed_groups", "build_index")]
+    assert sizes == [2, 4]
     one, three = (KnowledgeSource(tmp_path / name) for name in ("by-1", "by-3"))
     rows = np.arange(len(one))
     assert one.store.passages(rows) == three.store.passages(rows)
     np.testing.assert_allclose(one.store.vectors(rows), three.store.vectors(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_are_made_in_half_precision_where_the_processor_has_it(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = []
+    for has_it in (False, True):
+        monkeypatch.setattr("ragstone.encoders.precision.fast_bfloat16", lambda _, answer=has_it: answer)
+        folder = tmp_path / str(has_it)
+        assert main([*flags, "--index", "flat", "--output_dir", str(folder)]) == 0
+        found = KnowledgeSource(folder).store.vectors(np.arange(6))
+        vectors.append(found / np.linalg.norm(found, axis=1, keepdims=True))
+    assert not np.array_equal(*vectors)
+    assert (np.sum(vectors[0] * vectors[1], axis=1) > 0.999).all()
 
 
 def test_ivfpq(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,14 +193,12 @@ def test_it_answers_a_question_at_the_end_as_ask_does(
         (["--csv_path", "nowhere.tsv"], "There is no file nowhere.tsv"),
         (["--d", "17"], "--d is 17, but the encoder"),
         (["--m", "0"], "--m is 0, but must be at least 1"),
-        (["--index", "hnsw", "--m", "1"], "--m is 1, but a node of an hnsw index has at least 2 links"),
         (["--num_proc", "0"], "--num_proc is 0"),
         (["--max_words", "-1"], "--max_words is -1"),
         (["--batch_size", "x"], "--batch_size is 'x', but must be a whole number"),
         (["--question", "who ?"], "--question needs --rag_model_name"),
         (["--torch_dtype", "float16"], "--torch_dtype is for the generator of --rag_model_name"),
         (["--index", "ivfpq"], "there are only 6 passages; use --index flat"),
-        (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string"),
         (["--precision", "fp8"], "--precision is 'fp8', but must be one of auto, fp32, bf16, fp16"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--dpr_ctx_encoder_model_name", "nobody/nothing"], "'nobody/nothing' is neither a folder nor a model"),
@@ -188,6 +212,68 @@ def test_what_cannot_be_used_is_refused(
 ) -> None:
     assert message in refused(capsys, [*flags, *extra])
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--index", "hnsw", "--m", "1"], "--m is 1, but a node of an hnsw index has at least 2 links"),
+        (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string; take flat, hnsw, ivfpq"),
+        (["--index", "IVF2,Flatt"], "--index 'IVF2,Flatt' is not a FAISS factory string; take"),
+        (["--rag_model_name", "nowhere"], "'nowhere' is neither a folder nor a model"),
+        (["--rag_model_name", "{generator}"], "is a bart model, which looks nothing up; give a RAG checkpoint"),
+    ],
+)
+def test_what_needs_no_model_to_be_refused_is_refused_before_one_is_loaded(
+    flags: list[str],
+    models_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    extra: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(load, "load_encoder", lambda *_, **__: pytest.fail("the encoder was loaded"))
+    words = [word.format(generator=models_folder / "generator") for word in extra]
+    assert message in refused(capsys, [*flags, *words])
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("PQ5", "--index 'PQ5' is not a FAISS factory string for 16 dimensions"),
+        ("IVF7,Flat", "The index IVF7,Flat cannot be built over 6 vectors"),
+        ("IVF2,PQ4x3", "The index IVF2,PQ4x3 cannot be built over 6 vectors"),
+        ("IVF2_HNSW1,Flat", "--index 'IVF2_HNSW1,Flat' has a graph of less than 2 links"),
+        ("IDMap,Flat", "--index 'IDMap,Flat' gives vectors other numbers"),
+    ],
+)
+def test_an_index_that_cannot_be_built_is_refused_before_anything_is_embedded(
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    index: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(TextEncoder, "embed_tokens", lambda *_, **__: pytest.fail("passages were embedded"))
+    assert message in refused(capsys, [*flags, "--index", index])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_question_that_cannot_be_answered_loses_nothing_of_what_was_built(
+    flags: list[str], tmp_path: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint_folder, tmp_path / "rag")
+    (tmp_path / "rag" / "model.safetensors").write_bytes(b"cut")
+    assert main([*flags, "--question", "who ?", "--rag_model_name", str(tmp_path / "rag")]) == 2
+    out, err = capsys.readouterr()
+    assert "passages          6 of at most 100 words" in out
+    assert "answer" not in out
+    assert err.startswith(f"ragstone build-knowledge: The weights in {tmp_path / 'rag'} cannot be read (")
+    assert err.count("\n") == 1
+    assert len(KnowledgeSource(tmp_path / "source")) == 6
 
 
 @pytest.mark.parametrize(

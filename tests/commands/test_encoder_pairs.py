@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from ragstone.__main__ import main
 from ragstone.commands.ask import AskSettings, ask
 from ragstone.knowledge.source import KnowledgeSource
+from ragstone.model import consolidate
 from ragstone.model.open import ModelRequest, open_model
 from tests.commands.conftest import refused
 from tests.conftest import DOCUMENTS, decoder_folder
@@ -213,8 +214,13 @@ def test_the_same_model_used_in_another_way_is_refused(
 
 
 def test_flags_of_a_passage_encoder_that_nobody_knows(
-    plain_bert_folder: Path, models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plain_bert_folder: Path,
+    models_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(consolidate, "load_encoder", lambda *_, **__: pytest.fail("an encoder was loaded"))
     words = consolidate_words(models_folder, plain_bert_folder, tmp_path / "rag")
     message = refused(capsys, [*words, "--passage_prompt", "old "])
     assert "tell of a passage encoder; name it with --passage_encoder_name_or_path" in message

@@ -20,6 +20,7 @@ from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageWriter
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.model.rag import RagModel
 
 QUESTIONS = ["who founded the town ?", "what is blue ?", "who was king of the hill ?", "what is the stone ?"]
 ANSWERS = [["otto"], ["the river", "river"], ["mara"], ["bridge"]]
@@ -347,11 +348,31 @@ def test_more_passages_than_there_are(retrieval: dict[str, Any]) -> None:
     assert _values(result)["mrr_title"] > 0
 
 
-def test_batches_do_not_change_answers(base: dict[str, Any], folder: Path) -> None:
+def test_batches_do_not_change_answers(base: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, inner = [], RagModel.generate
+
+    def watched(self: Any, questions: Any, decoding: Any, *rest: Any) -> Any:
+        seen.append((len(questions), decoding.num_beams, decoding.min_length, decoding.max_length))
+        return inner(self, questions, decoding, *rest)
+
+    monkeypatch.setattr(RagModel, "generate", watched)
+    base |= {"num_beams": 3, "min_length": 4, "max_length": 9}
     eval(EvalSettings(**base))
     one = {**base, "predictions_path": folder / "one.txt"}
-    eval(EvalSettings(**one, eval_batch_size=1))
+    eval(EvalSettings(**one, eval_batch_size=3))
+    assert seen == [(size, 3, 4, 9) for size in (4, 3, 1)]
     assert (folder / "one.txt").read_text() == base["predictions_path"].read_text()
+
+
+def test_an_index_file_that_is_elsewhere_is_searched(
+    retrieval: dict[str, Any], folder: Path, source_folder: Path
+) -> None:
+    vectors = KnowledgeSource(source_folder).store.vectors(np.arange(6))
+    build_index(lambda: iter([vectors[::-1]]), 6, 16, "Flat", folder / "reversed.faiss")
+    eval(EvalSettings(**retrieval))
+    other = {**retrieval, "predictions_path": folder / "other.txt", "index_path": str(folder / "reversed.faiss")}
+    eval(EvalSettings(**other))
+    assert (folder / "other.txt").read_text() != retrieval["predictions_path"].read_text()
 
 
 BAD = {

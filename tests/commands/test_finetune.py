@@ -20,6 +20,8 @@ import yaml
 from safetensors.torch import load_file
 
 from ragstone.__main__ import main
+from ragstone.commands.finetune_plan import run_plan
+from ragstone.commands.finetune_settings import FinetuneSettings
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import KnowledgeSource
 from tests.commands.conftest import refused
@@ -203,6 +205,8 @@ def first_loss(flags: dict[str, Any], folder: Path, **more: Any) -> float:
         {"max_target_length": 2},
         {"max_combined_length": 9},
         {"dropout": 0.5},
+        {"attention_dropout": 0.5},
+        {"decoder_layerdrop": 0.9},
         {"model_type": "rag_token"},
         {"n_train": 4},
     ],
@@ -212,6 +216,11 @@ def test_flags_change_the_loss(base: dict[str, Any], changes: dict[str, Any], tm
     plain = first_loss(base, tmp_path / "plain")
     assert first_loss(base, tmp_path / "same", gradient_checkpointing=True) == plain
     assert abs(first_loss(base, tmp_path / "other", **changes) - plain) > 1e-4
+
+
+def test_gradient_checkpointing_reaches_the_model(base: dict[str, Any]) -> None:
+    for asked in (False, True):
+        assert run_plan(FinetuneSettings(**base, gradient_checkpointing=asked)).model.gradient_checkpointing is asked
 
 
 def test_an_index_file_that_is_elsewhere(base: dict[str, Any], tmp_path: Path) -> None:
@@ -280,22 +289,23 @@ def test_flags_change_the_weights(closed_book: dict[str, Any], changes: dict[str
     assert max((one[name] - other[name]).abs().max().item() for name in one) > 1e-4
 
 
-def test_n_test_and_eval_batch_size(
+def test_n_val_n_test_eval_batch_size_and_num_beams(
     closed_book: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ragstone.model.closed_book import ClosedBook
 
-    sizes, inner = [], ClosedBook.generate
+    seen, inner = [], ClosedBook.generate
 
-    def watched(self: Any, questions: Any, *rest: Any, **more: Any) -> Any:
-        sizes.append(len(questions))
-        return inner(self, questions, *rest, **more)
+    def watched(self: Any, questions: Any, decoding: Any, *rest: Any) -> Any:
+        seen.append((len(questions), decoding.num_beams, decoding.max_length))
+        return inner(self, questions, decoding, *rest)
 
     monkeypatch.setattr(ClosedBook, "generate", watched)
-    flags = {**closed_book, "do_predict": True, "n_test": 2, "eval_batch_size": 1}
+    flags = {**closed_book, "do_train": True, "do_predict": True, "n_val": 3, "n_test": 2, "eval_batch_size": 1}
+    flags |= {"num_beams": 3, "test_max_target_length": 7, "max_steps": 1}
     assert run(flags) == 0
     assert len((tmp_path / "run" / "test_predictions.txt").read_text().splitlines()) == 2
-    assert sizes == [1, 1]
+    assert seen == [(1, 3, 8)] * 3 + [(1, 3, 7)] * 2
 
 
 def test_a_rag_checkpoint_has_tokenizers_of_its_own(

@@ -70,6 +70,10 @@ def test_questions_and_titles(folder: Folder, capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()] == [["questions", "2"], ["titles", "4"], ["skipped", "0"]]
     assert err == "", "a progress bar where there is no terminal"
+    folder.titles.rename(folder.path / "first.gold")
+    again = ["--config", str(folder.path / "test.source.settings.yaml"), "--evaluation_set", str(folder.path / "again")]
+    assert main(["parse-dpr", *again]) == 0
+    assert folder.titles.read_bytes() == (folder.path / "first.gold").read_bytes()
 
 
 def layout_of_dpr(number: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from ragstone.__main__ import main
 
@@ -72,7 +74,9 @@ def test_learns_and_reports(train_file: Path, tmp_path: Path, capsys: pytest.Cap
     flags = ["--dev_path", str(train_file), "--num_train_epochs=80", "--max_steps=None", "--hidden_size=32"]
     train(train_file, tmp_path / "out", *FRESH, *flags, "--learning_rate=3e-3", "--eval_steps=60")
     captured = capsys.readouterr()
-    assert "precision@1" in captured.out
+    for measure in (r"in-batch accuracy [\d.]+ %", r"mean rank \d\.\d\d of 20", r"precision@1 [\d.]+ %"):
+        assert re.search(measure, captured.out)
+        assert all(re.search(measure, line.partition("held out: ")[2]) for line in captured.err.splitlines())
     assert f"{tmp_path / 'out' / 'question_encoder'}" in captured.out
     assert "20 to train on, 20 held out" in captured.out
     assert captured.err.count("\n") == 4, "one line per evaluation, and no bars without a terminal"
@@ -81,11 +85,24 @@ def test_learns_and_reports(train_file: Path, tmp_path: Path, capsys: pytest.Cap
     assert metrics["best"] in metrics["records"]
     assert metrics["best"]["evaluation"]["precision_at_1"] >= 90
     assert metrics["best"]["evaluation"]["mean_rank"] < 1.5
+    assert metrics["best"]["evaluation"]["in_batch_accuracy"] >= 90
     assert metrics["best"]["evaluation"]["passages"] == 20
     assert (metrics["train_questions"], metrics["held_out_questions"]) == (20, 20)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["metrics.json", "passage_encoder", "question_encoder", "settings.yaml"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # The tokenizer was trained on the passages: their words are whole, others in pieces.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "passage_encoder")
+    assert tokenizer.tokenize("A white knife stands here") == ["a", "white", "knife", "stands", "here"]
+    assert len(tokenizer.tokenize("otherwise")) > 1
+
+
+def test_hard_negatives_are_trained_against(train_file: Path, tmp_path: Path) -> None:
+    weights = []
+    for number in (0, 1):
+        train(train_file, tmp_path / str(number), *FRESH, f"--num_hard_negatives={number}", "--held_out=0")
+        weights.append((tmp_path / str(number) / "passage_encoder" / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
 
 
 def test_settings_are_saved_as_they_were_in_force_and_repeat_the_run(train_file: Path, tmp_path: Path) -> None:

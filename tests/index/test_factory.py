@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from ragstone.errors import InputError
-from ragstone.index.factory import POINTS_PER_CENTROID, factory_string
+from ragstone.index.factory import NAMES, POINTS_PER_CENTROID, factory_string, refuse_unknown_index
 
 
 def test_names_become_factory_strings() -> None:
     assert factory_string("flat", 768, 10, 128) == "Flat"
     assert factory_string("hnsw", 768, 10, 128) == "HNSW128,Flat"
     assert factory_string("hnsw", 768, 10, 16) == "HNSW16,Flat"
-    assert factory_string("IVF64,SQ8", 768, 10, 128) == "IVF64,SQ8"
+    assert factory_string("IVF64,SQ8", 768, 100, 128) == "IVF64,SQ8"
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,27 @@ def test_too_few_vectors_for_ivfpq() -> None:
 def test_a_graph_needs_two_links() -> None:
     with pytest.raises(InputError, match="--m is 1"):
         factory_string("hnsw", 384, 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("index", "dimension", "expected"),
+    [
+        ("nonsense", 8, "FAISS factory string; "),
+        ("PQ3", 8, "for 8 dimensions"),
+        ("HNSW01,Flat", 8, "less than 2 links"),
+    ],
+)
+def test_what_faiss_does_not_know(index: str, dimension: int, expected: str) -> None:
+    with pytest.raises(InputError, match=f"--index '{index}' .*{expected}"):
+        refuse_unknown_index(index, dimension)
+
+
+@pytest.mark.parametrize("index", [*NAMES, "PQ3", "PQ48", "HNSW32_SQ8", "PCA64,IVF4096_HNSW32,PQ16x4fs", "IVF10,Flat"])
+def test_what_may_fit_some_dimension_is_not_refused_before_that_is_known(index: str) -> None:
+    refuse_unknown_index(index)
+
+
+@pytest.mark.parametrize("factory", ["IVF0,Flat", "IVF101,Flat", "PQ2", "PCA4,IVF2,PQ2", "IVF2,PQ2x7"])
+def test_more_centroids_than_vectors(factory: str) -> None:
+    with pytest.raises(InputError, match=f"The index {factory} cannot be built over 100 vectors"):
+        factory_string(factory, 8, 100, 128)

@@ -232,7 +232,7 @@ print(own() - before)
 """
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW128,Flat", "IVF16,PQ64"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW128,Flat", "IVF16,SQ8", "IVF16,PQ64"])
 def test_opening_adds_less_memory_than_a_tenth_of_the_size(tmp_path: Path, source_folder: Path, factory: str) -> None:
     """Of its own: FAISS looks at the links of an HNSW graph in the map, whose pages the system takes back."""
     count, dimension = (7_000, 1024) if factory.startswith("HNSW") else (12_000, 768)

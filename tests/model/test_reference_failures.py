@@ -277,15 +277,22 @@ def test_a_batch_is_answered_as_its_questions_are(open_rag: Callable[..., Any], 
     passages = [PASSAGES[0], PASSAGES[0][:1], [*PASSAGES[0][1:], Passage(9, "old king mara", " ".join(TEXTS * 3))]]
     scores = [SCORES[0], [3.0], [0.1, 0.2, 0.3]]
     decoding = Decoding(num_beams, max_length=9, num_return_sequences=num_beams)
+    calls = []
+    model.generator.model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
     together = model.generate(questions, decoding, passages=passages, scores=scores)
+    for_all, for_each = len(calls), []
     for row, question in enumerate(questions):
+        calls.clear()
         (alone,) = model.generate([question], decoding, passages=passages[row : row + 1], scores=scores[row : row + 1])
+        for_each.append(len(calls))
         assert [answer.labels for answer in together[row]] == [answer.labels for answer in alone]
         for mine, other in zip(together[row], alone, strict=True):
             assert mine.score == pytest.approx(other.score, rel=1e-4)
             assert [p.posterior for p in mine.passages] == pytest.approx(
                 [p.posterior for p in other.passages], abs=1e-4
             )
+    # Together: three questions take fewer runs of the decoder than two of them one after the other.
+    assert for_all < 2 * min(for_each)
 
 
 def test_retriever_takes_batches_of_any_size(source_folder: Path) -> None:

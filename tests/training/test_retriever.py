@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_retriever_learns(
     assert records[-1].train_accuracy > records[0].train_accuracy
     assert after == best_record(records).evaluation
     assert capsys.readouterr().out == ""
+
+
+def test_a_question_alone_has_a_loss_for_its_hard_negative_only(
+    data: tuple[list[RetrieverExample], list[RetrieverExample]],
+) -> None:
+    """With one question in a batch there is nothing else to be wrong about."""
+    train, _ = data
+    pair = fresh()
+    (with_one,) = train_encoders(pair.question, pair.passage, train, [], plan(1, batch_size=1))
+    assert with_one.train_loss > 0.01
+    easy = [dataclasses.replace(example, hard_negatives=()) for example in train]
+    (without,) = train_encoders(pair.question, pair.passage, easy, [], plan(1, batch_size=1))
+    assert without.train_loss == 0
 
 
 def test_evaluation_by_hand(data: tuple[list[RetrieverExample], list[RetrieverExample]]) -> None:

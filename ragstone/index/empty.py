@@ -1,0 +1,79 @@
+"""An index before it has vectors: made from its FAISS factory string, or refused before there is anything to lose."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ragstone.errors import InputError
+
+TRAINING_VECTORS = 1_000_000
+"""Vectors that an index is trained on, at most: a larger corpus is sampled."""
+
+_UNLINKED = re.compile(r"HNSW0*[01](?!\d)")
+_UNPARSED = "could not parse"
+"""What FAISS says of a string that names no index at any dimension."""
+_SOME_DIMENSION = 384
+
+
+def empty_index(factory: str, dimension: int) -> Any:
+    """The FAISS index over inner products that `factory` describes, without vectors.
+
+    Raises:
+        InputError: FAISS does not know the factory string for so many dimensions, or cannot fill what it describes.
+    """
+    import faiss
+
+    # FAISS makes such a graph, and crashes over the first vectors that it is given.
+    if _UNLINKED.search(factory):
+        raise InputError(f"--index {factory!r} has a graph of less than 2 links for a node; give it at least HNSW2.")
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(_no_factory_string(factory, f" for {dimension} dimensions")) from error
+    if isinstance(faiss.downcast_index(index), faiss.IndexIDMap):
+        raise InputError(f"--index {factory!r} gives vectors other numbers than their passages have; leave IDMap out.")
+    return index
+
+
+def refuse_unparsed(factory: str) -> None:
+    """Refuse what is a factory string at no dimension: all that can be told before an encoder is loaded.
+
+    Raises:
+        InputError: names the string.
+    """
+    import faiss
+
+    try:
+        faiss.index_factory(_SOME_DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        if _UNPARSED in str(error):
+            raise InputError(_no_factory_string(factory, "")) from error
+
+
+def refuse_too_few(index: Any, factory: str, count: int) -> None:
+    """Refuse an empty index that cannot be trained on `count` vectors, as it has more centroids.
+
+    Raises:
+        InputError: names the factory string and the count.
+    """
+    import faiss
+
+    ivf = faiss.try_extract_index_ivf(index)
+    quantizer = getattr(faiss.downcast_index(index if ivf is None else ivf), "pq", None)
+    lists = 1 if ivf is None else ivf.nlist
+    centroids = max(lists, 0 if quantizer is None else quantizer.ksub)
+    if lists == 0 or centroids > min(count, TRAINING_VECTORS):
+        raise InputError(too_few(factory, count))
+
+
+def too_few(factory: str, count: int) -> str:
+    """The sentence that an index which cannot be trained is refused with."""
+    return f"The index {factory} cannot be built over {count} vectors; use --index flat, or one with fewer centroids."
+
+
+def _no_factory_string(factory: str, where: str) -> str:
+    return (
+        f"--index {factory!r} is not a FAISS factory string{where}; take flat, hnsw, ivfpq or see FAISS's "
+        "documentation of index_factory."
+    )
