@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -196,6 +197,31 @@ def save_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, width: int) -> 
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+CHAT = (
+    "{% for m in messages %}<s> {{ m.role }} : {{ m.content }} <turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s> answer :{% if not enable_thinking %} stone{% endif %}{% endif %}"
+)
+"""A chat template whose turns end with a token of their own."""
+
+
+def save_chat_llama(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A Llama whose tokenizer has CHAT: its turns end with <turn>, a text with </s>."""
+    talking = copy.deepcopy(tokenizer)
+    talking.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    talking.chat_template = CHAT
+    return save_llama(folder, talking, 16)
+
+
+@pytest.fixture(scope="session")
+def chat_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, models_folder: Path, generator_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """That Llama in a RAG checkpoint, with the prompt that suits it."""
+    folder = tmp_path_factory.mktemp("chat")
+    save_chat_llama(folder / "generator", generator_tokenizer)
+    return join_models(folder / "generator", models_folder / "question_encoder", folder / "rag")
 
 
 @pytest.fixture(scope="session")

@@ -92,11 +92,13 @@ def adapter_differences(model: Any, settings: LoraSettings) -> dict[str, tuple[A
 
 @contextmanager
 def _peft() -> Iterator[Any]:
-    """The library, which asks transformers for what that deprecates."""
+    """The library, without two warnings: it asks transformers for what that deprecates, and says that it has found out
+    by itself that a layer of GPT-2 keeps its weights transposed."""
     try:
         import peft
     except ImportError as error:
         raise InputError("LoRA needs peft, which is not installed; pip install 'ragstone[lora]'.") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         yield peft

@@ -20,7 +20,7 @@ from ragstone.model.answers import Answer
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.settings import parse_settings
-from tests.commands.conftest import refused
+from tests.commands.conftest import layers_called, refused
 from tests.conftest import DOCUMENTS, build_source, join_models
 
 QUESTION = "who founded the town ?"
@@ -64,6 +64,13 @@ def test_type_of_the_generators_weights(
     ((_, answer, _),) = ask(settings)
     assert (answer.text, answer.score) == (half.text, half.score)
     assert answer.score != expected.score, "of rounded weights"
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_layers_in_few_bits(flags: list[str], bits: str) -> None:
+    with layers_called() as called:
+        assert main([*flags, "--question", QUESTION, "--quantization", bits]) == 0
+    assert {"Linear8bitLt", "Linear4bit"} & called.classes == {f"Linear{bits}{'Lt' if bits == '8bit' else ''}"}
 
 
 def test_question_on_the_command_line(capsys: pytest.CaptureFixture[str], flags: list[str], expected: Answer) -> None:

@@ -24,6 +24,7 @@ from ragstone.encoders.load import load_encoder
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.knowledge import build
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
+from tests.commands.conftest import layers_called
 from tests.conftest import WORDS
 
 
@@ -172,12 +173,15 @@ def test_ivfpq(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "source" / INDEX_NAME).stat().st_size < 1000 * 16 * 4
 
 
+@pytest.mark.parametrize("half", [["--torch_dtype", "bfloat16"], ["--quantization", "8bit"]], ids=" ".join)
 def test_it_answers_a_question_at_the_end_as_ask_does(
-    flags: list[str], tmp_path: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], half: list[str], tmp_path: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     question = ["--question", "who founded the town ?"]
-    half = ["--torch_dtype", "bfloat16"]
-    assert main([*flags, *question, "--rag_model_name", str(checkpoint_folder), *half]) == 0
+    with layers_called() as called:
+        assert main([*flags, *question, "--rag_model_name", str(checkpoint_folder), *half]) == 0
+    assert ("Linear8bitLt" in called.classes) == ("8bit" in half)
+    assert (torch.bfloat16 in called.types) == ("bfloat16" in half)
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("knowledge source")
     where = ["--model_name_or_path", str(checkpoint_folder), "--passages_path", str(tmp_path / "source")]

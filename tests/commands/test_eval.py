@@ -159,6 +159,7 @@ def test_reuse_gives_the_same_numbers_and_says_so(base: dict[str, Any], capsys: 
         ({"max_length": 9, "min_length": 2}, "--max_length (8 then, 9 now), --min_length (1 then, 2 now)"),
         ({"precision": "bf16"}, "--precision (fp32 then, bf16 now)"),
         ({"torch_dtype": "bfloat16"}, "the model's weights or settings ({model} then, {model} now)"),
+        ({"quantization": "8bit"}, "the model's weights or settings ({model} then, {model} now)"),
         ({"model_type": "rag_token"}, "the model type (rag_sequence then, rag_token now)"),
     ],
 )

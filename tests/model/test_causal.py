@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,8 +18,9 @@ from ragstone.model.architecture import as_generator
 from ragstone.model.causal import CausalGenerator
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import document_log_probs
+from ragstone.model.open import checkpoint_gradients
 from ragstone.model.prompt import Wrapping
-from ragstone.model.reader import Reader
+from ragstone.model.reader import Hypothesis, Reader
 
 WORDS = ("</s>", "a", "b", "c", "<turn>")
 END, TURN = 0, 4
@@ -157,6 +158,27 @@ def test_gradients(generator: CausalGenerator) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * size)
 
 
+def test_gradient_checkpointing(generator: CausalGenerator) -> None:
+    """The same gradients, from activations that are computed twice."""
+    model, found = generator.model, []
+    for again in (False, True):
+        model.zero_grad()
+        if again:
+            checkpoint_gradients(model)
+        calls: list[Any] = []
+        attention = next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
+        hook = attention.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        generator.model.train()
+        generator.target_logits(generator.encode(CONTEXTS, 64), targets()).square().sum().backward()
+        hook.remove()
+        found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        found.append(len(calls))
+    model.eval().activation_checkpointing_disable()
+    plain, once, saving, twice = found
+    assert twice == once + 1
+    torch.testing.assert_close(saving, plain)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_search_of_one_context_is_transformers_own(generator: CausalGenerator, beams: int) -> None:
     """Batched, padded and with shared prompts: what generate finds for each prompt alone."""
@@ -181,16 +203,42 @@ def test_search_of_one_context_is_transformers_own(generator: CausalGenerator, b
         assert mine == [row[: row.index(END) + 1] if END in row else row for row in rows]
 
 
-def all_answers() -> list[tuple[int, ...]]:
-    going_on = [1, 2, 3, 4]
-    ended = [(*body, END) for length in range(LENGTH) for body in itertools.product(going_on, repeat=length)]
-    return ended + list(itertools.product(going_on, repeat=LENGTH))
+@dataclass(frozen=True)
+class Enumerated:
+    """Every answer of up to LENGTH tokens to two questions, and those that have not ended by then."""
+
+    answers: list[tuple[int, ...]]
+    tokens: torch.Tensor
+    """[2, 3, answers, LENGTH] p(y_i|x,z,y_<i) by the model alone, 1 behind the end."""
+    prior: torch.Tensor
+    """[2, 3] p(z|x)."""
+
+    def likelihood(self, kind: str) -> torch.Tensor:
+        """[2, answers] p(y|x)."""
+        if kind == "sequence":
+            return torch.einsum("bn,bna->ba", self.prior, self.tokens.prod(dim=3))
+        return torch.einsum("bn,bnat->bat", self.prior, self.tokens).prod(dim=2)
+
+    def posterior(self, kind: str, question: int, labels: tuple[int, ...]) -> torch.Tensor:
+        """[3] p(z|x,y), of RAG-Token the mean over the answer's tokens."""
+        tokens = self.tokens[question, :, self.answers.index(labels), : len(labels)]
+        joint = self.prior[question][:, None] * (tokens.prod(dim=1, keepdim=True) if kind == "sequence" else tokens)
+        return (joint / joint.sum(dim=0)).mean(dim=1)
+
+    def greedy(self, question: int, ends: tuple[int, ...]) -> tuple[int, ...]:
+        """RAG-Token's answer by one token after the other, each the likeliest under the marginal."""
+        marginal = torch.einsum("n,nat->at", self.prior[question], self.tokens[question])
+        chosen: tuple[int, ...] = ()
+        while len(chosen) < LENGTH and chosen[-1:] not in [(end,) for end in ends]:
+            here = [i for i, answer in enumerate(self.answers) if answer[: len(chosen)] == chosen]
+            chosen = self.answers[max(here, key=lambda i: float(marginal[i, len(chosen)]))][: len(chosen) + 1]
+        return chosen
 
 
-@pytest.fixture(scope="module")
-def enumerated(generator: CausalGenerator) -> Callable[[str], torch.Tensor]:
-    """[2, answers] p(y|x) of both kinds, from the model's own probabilities of every answer of LENGTH tokens."""
-    answers = all_answers()
+def enumerate_answers(generator: CausalGenerator, ends: tuple[int, ...]) -> Enumerated:
+    going_on = [token for token in range(len(WORDS)) if token not in ends]
+    bodies = [body for length in range(LENGTH) for body in itertools.product(going_on, repeat=length)]
+    answers = [(*body, end) for body in bodies for end in ends] + list(itertools.product(going_on, repeat=LENGTH))
     tokens = torch.ones(6, len(answers), LENGTH, dtype=torch.double)
     for row, context in enumerate(CONTEXTS):
         prompt = ids_of(generator, context)
@@ -200,15 +248,13 @@ def enumerated(generator: CausalGenerator) -> Callable[[str], torch.Tensor]:
         probabilities = logits.softmax(dim=-1)
         for i, answer in enumerate(answers):
             tokens[row, i, : len(answer)] = probabilities[i, range(len(answer)), list(answer)]
-    tokens = tokens.view(2, 3, len(answers), LENGTH)
     prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool)).double().exp()
+    return Enumerated(answers, tokens.view(2, 3, len(answers), LENGTH), prior)
 
-    def marginal(kind: str) -> torch.Tensor:
-        if kind == "sequence":
-            return torch.einsum("bn,bna->ba", prior, tokens.prod(dim=3))
-        return torch.einsum("bn,bnat->bat", prior, tokens).prod(dim=2)
 
-    return marginal
+@pytest.fixture(scope="module")
+def enumerated(generator: CausalGenerator) -> Enumerated:
+    return enumerate_answers(generator, (END,))
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token"])
@@ -239,10 +285,10 @@ def test_questions_are_searched_a_few_at_a_time(
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token"])
-def test_loss_is_the_marginal(generator: CausalGenerator, enumerated: Callable[[str], torch.Tensor], kind: Any) -> None:
+def test_loss_is_the_marginal(generator: CausalGenerator, enumerated: Enumerated, kind: Any) -> None:
     """Every answer's likelihood; they sum to one."""
     prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
-    answers = all_answers()
+    answers = enumerated.answers
     labels = torch.tensor([[*answer, *[-100] * (LENGTH - len(answer))] for answer in answers])
     for question in range(2):
         rows = torch.arange(3).repeat(len(answers)) + question * 3
@@ -250,22 +296,105 @@ def test_loss_is_the_marginal(generator: CausalGenerator, enumerated: Callable[[
             contexts = generator.encode(CONTEXTS, 64).select(rows)
             reading = Reader(generator, kind).read(contexts, prior[question].expand(len(answers), 3), labels)
         likelihood = reading.log_likelihood.double().exp()
-        torch.testing.assert_close(likelihood, enumerated(kind)[question], rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(likelihood, enumerated.likelihood(kind)[question], rtol=1e-4, atol=1e-9)
         assert likelihood.sum().item() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["sequence", "token"])
-def test_enough_beams_find_the_optimum(
-    generator: CausalGenerator, enumerated: Callable[[str], torch.Tensor], kind: Any
-) -> None:
+def test_training(generator: CausalGenerator, kind: Any, smoothing: float) -> None:
+    """The loss with its gradients to weights and passages' scores: each prompt read by the model alone."""
+    answers = [[1, 2, END], [3, END]]
+    found: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+    for written_out, results in ((False, found), (True, expected)):
+        scores = SCORES.clone().requires_grad_()
+        generator.model.zero_grad()
+        if written_out:
+            loss = _naive_loss(generator, kind, scores, answers, smoothing)
+        else:
+            labels = torch.tensor([[*answer, *[-100] * (LENGTH - len(answer))] for answer in answers])
+            contexts = generator.encode(CONTEXTS, 64)
+            reading = Reader(generator, kind).read(contexts, scores.log_softmax(dim=1), labels, smoothing > 0)
+            loss = -(1 - smoothing) * reading.log_likelihood.sum()
+            loss = loss if reading.smoothing is None else loss - smoothing * reading.smoothing.sum()
+        loss.backward()
+        assert scores.grad is not None
+        results += [loss.detach().float(), scores.grad]
+        results += [parameter.grad for parameter in generator.model.parameters() if parameter.grad is not None]
+    size = torch.stack([gradient.norm() for gradient in expected[2:]]).norm().item()
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[2:], expected[2:], rtol=1e-4, atol=1e-5 * size)
+
+
+def _naive_loss(
+    generator: CausalGenerator, kind: str, scores: torch.Tensor, answers: list[list[int]], smoothing: float
+) -> torch.Tensor:
+    """Summed over the questions: what is minimised, written out."""
+    total = torch.zeros(())
+    for question, answer in enumerate(answers):
+        prior, target = scores[question].log_softmax(dim=0), torch.tensor(answer)[:, None]
+        contexts = CONTEXTS[3 * question : 3 * question + 3]
+        log_probs = torch.stack([plain_logits(generator, context, answer).log_softmax(dim=-1) for context in contexts])
+        if kind == "token":
+            log_probs = (prior[:, None, None] + log_probs).logsumexp(dim=0)
+            chosen, average = log_probs.gather(1, target).sum(), log_probs.mean(dim=1).sum()
+        else:
+            size = log_probs.shape[-1]
+            chosen = (prior + log_probs.gather(2, target.expand(3, -1, 1)).sum(dim=(1, 2))).logsumexp(dim=0)
+            average = ((prior + log_probs.mean(dim=2).sum(dim=1)) * size).logsumexp(dim=0) / size
+        total = total - (1 - smoothing) * chosen - smoothing * average
+    return total
+
+
+def search(generator: CausalGenerator, kind: Any, beams: int, answers: int = 1) -> list[list[Hypothesis]]:
     prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
     with torch.no_grad():
         contexts = generator.encode(CONTEXTS, 64)
-    decoding = Decoding(120, max_length=LENGTH + 1, length_penalty=0.0)
-    found = [row[0] for row in Reader(generator, kind).generate(contexts, prior, decoding)]
-    best = enumerated(kind).max(dim=1)
-    assert [hypothesis.labels for hypothesis in found] == [all_answers()[i] for i in best.indices]
+    decoding = Decoding(beams, max_length=LENGTH + 1, length_penalty=0.0, num_return_sequences=answers)
+    return Reader(generator, kind).generate(contexts, prior, decoding)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_enough_beams_find_the_optimum(generator: CausalGenerator, enumerated: Enumerated, kind: Any) -> None:
+    """With its likelihood and the passages' shares in it."""
+    found = [row[0] for row in search(generator, kind, 120)]
+    best = enumerated.likelihood(kind).max(dim=1)
+    assert [hypothesis.labels for hypothesis in found] == [enumerated.answers[i] for i in best.indices]
     torch.testing.assert_close(torch.tensor([h.score for h in found]).double().exp(), best.values, rtol=1e-4, atol=1e-9)
+    for question, hypothesis in enumerate(found):
+        expected = enumerated.posterior(kind, question, hypothesis.labels)
+        torch.testing.assert_close(torch.tensor(hypothesis.posterior).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_greedy_token_decoding(generator: CausalGenerator, enumerated: Enumerated) -> None:
+    for question, (hypothesis,) in enumerate(search(generator, "token", 1)):
+        assert hypothesis.labels == enumerated.greedy(question, (END,))
+        expected = enumerated.posterior("token", question, hypothesis.labels)
+        torch.testing.assert_close(torch.tensor(hypothesis.posterior).double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT-2"])
+def test_two_end_tokens_over_several_passages(family: str) -> None:
+    """Both kinds' best answers and the greedy one, where an answer ends at either token."""
+    ends = (TURN, END)
+    model = make(family).model
+    generator = CausalGenerator(model, words(), Wrapping(end=TURN))
+    assert generator.tokenize_targets(["a b"], 8).tolist() == [[1, 2, TURN]]
+    enumerated = enumerate_answers(generator, ends)
+    last = set()
+    for kind in ("sequence", "token"):
+        likelihood = enumerated.likelihood(kind)
+        assert torch.allclose(likelihood.sum(dim=1), torch.ones(2, dtype=torch.double))
+        for question, row in enumerate(search(generator, kind, 120, answers=12)):
+            best = likelihood[question].topk(12)
+            assert [hypothesis.labels for hypothesis in row] == [enumerated.answers[i] for i in best.indices]
+            scores = torch.tensor([hypothesis.score for hypothesis in row]).double()
+            torch.testing.assert_close(scores.exp(), best.values, rtol=1e-4, atol=1e-9)
+            last |= {hypothesis.labels[-1] for hypothesis in row if len(hypothesis.labels) < LENGTH}
+    assert last == set(ends)
+    for question, (hypothesis,) in enumerate(search(generator, "token", 1)):
+        assert hypothesis.labels == enumerated.greedy(question, ends)
 
 
 def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
