@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -19,6 +22,30 @@ from ragstone.__main__ import main
 assert main(sys.argv[1:]) == 0
 print(ragstone.__file__, *sorted(sys.modules))
 """
+
+
+OTHER_NAMES = {"faiss": "faiss-cpu", "yaml": "pyyaml"}
+"""Packages whose name is not that of their module."""
+
+
+def declared(entries: list[str]) -> set[str]:
+    """The packages that requirements name, without versions and extras."""
+    return {re.split(r"[^\w-]", entry)[0] for entry in entries}
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    users = [entry for name, entries in extras.items() if name not in ("dev", "benchmarks") for entry in entries]
+    imported: set[str] = set()
+    for path in (ROOT / "ragstone").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.partition(".")[0] for name in names}
+    libraries = {OTHER_NAMES.get(name, name) for name in imported - sys.stdlib_module_names - {"ragstone"}}
+    assert len(libraries) > 10
+    assert libraries <= declared(project["dependencies"]) | declared(users)
 
 
 def python_files(folder: Path) -> set[Path]:

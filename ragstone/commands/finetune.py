@@ -28,8 +28,8 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
     placement = plan_placement(run_wishes(settings), place())
     if settings.logger_name == "wandb":
         refuse_without_wandb()
-    if place().is_first and (placement.processes > 1 or settings.distributed_retriever == "ray"):
-        print("\n".join(placement.lines), file=sys.stderr)
+    if place().is_first:
+        print(placement.text, file=sys.stderr)
     if place().is_first and placement.warning is not None:
         print(f"ragstone finetune: {placement.warning}", file=sys.stderr)
     if placement.starts:

@@ -9,6 +9,7 @@ from ragstone.model.lora import LoraSettings
 from ragstone.model.open import ModelRequest
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.settings import plain_settings
+from ragstone.training.footprint import WeightUse
 from ragstone.training.loop import LoopSettings
 from ragstone.training.optimizer import OptimizerSettings
 from ragstone.training.placement import Wishes
@@ -83,6 +84,14 @@ def run_wishes(settings: FinetuneSettings) -> Wishes:
         passages_path=settings.passages_path,
         index_path=settings.index_path,
         method=settings.method(),
+        use=WeightUse(
+            trains=settings.do_train or not settings.do_predict,
+            torch_dtype=settings.torch_dtype,
+            quantization=settings.quantization,
+            lora=_lora(settings),
+            encoder_rests=settings.freeze_question_encoder,
+            adafactor=settings.adafactor,
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from ragstone.processes.environment import Place
 from ragstone.processes.ray_cluster import AUTO, LOCAL, refuse_without_ray
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.retrieval.method import VECTORS_ALONE, Method, MethodRequest
+from ragstone.training.footprint import WeightUse, footprint, read_config
 from ragstone.training.hardware import Precision
 
-BYTES_PER_WEIGHT = 16
-"""float32 weight and gradient, and AdamW's two averages."""
 GIB = 2**30
 SLOW = (
     "Warning: this processor has no instructions for {what}, so that --{flag} takes many times as long; leave it out."
@@ -41,6 +40,8 @@ class Wishes:
     passages_path: str | None = None
     index_path: str | None = None
     method: MethodRequest = field(default_factory=MethodRequest)
+    use: WeightUse = field(default_factory=WeightUse)
+    """What is done with the model's weights."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class Placement:
     """The plan for people: a heading and what stands under it."""
     warning: str | None = None
     """What works, but is better done otherwise."""
+
+    @property
+    def text(self) -> str:
+        """The plan as it is printed: of one process in one line."""
+        if self.processes > 1:
+            return "\n".join(self.lines)
+        return " | ".join(" ".join(line.split()) for line in self.lines)
 
 
 def plan_placement(wishes: Wishes, place: Place) -> Placement:
@@ -72,15 +80,18 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     processes = place.size if place.size > 1 else here
     device = "GPU" if gpus else "CPU"
     lines = [f"processes  {_processes(processes, here, device)}"]
-    config = _config(Path(wishes.model))
+    config = read_config(Path(wishes.model))
     # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
     retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
     index = None if retrieval is None else _index_bytes(wishes, config)
+    use = wishes.use
     if retrieval is not None:
         method = _method(wishes, config)
         _check_retrieval(retrieval, method, gpus, index)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
-    lines.append(f"memory     {_memory(wishes, here, gpus, index)}")
+        # Who searches by words alone does not ask the question encoder.
+        use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
+    lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index)}")
     warning = None if gpus else _slow_arithmetic(wishes.precision)
     return Placement(processes, place.size == 1 and here > 1, lines, warning)
 
@@ -178,53 +189,30 @@ def _retrieval(retrieval: RetrievalSettings, method: Method, processes: int) -> 
     return f"in the process itself; index {where}"
 
 
-def _memory(wishes: Wishes, here: int, gpus: int, index: int | None) -> str:
-    weights = _weights(Path(wishes.model))
+def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int, index: int | None) -> str:
+    needed = footprint(Path(wishes.model), use, processes)
     parts = []
-    if weights is None:
+    if needed is None:
         parts.append("model not here yet, so its size is unknown")
     else:
-        needed = BYTES_PER_WEIGHT * weights
-        parts.append(f"{_size(needed)} a process for weights, gradients and optimiser, activations besides")
-        total, free, what = needed * here, psutil.virtual_memory().available, "memory"
+        held = "weights, gradients and optimiser" if use.trains else "weights"
+        each = " a process" if processes > 1 else ""
+        parts.append(f"{_size(needed)}{each} for {held}, activations besides")
+        # Weights that nobody changes may stay where their file is mapped, which all processes share.
+        copies = here if use.trains or use.quantization else 1
+        total, free, what = needed * copies, psutil.virtual_memory().available, "memory"
         if gpus:
             total, free, what = needed, torch.cuda.mem_get_info()[0], "memory on the GPU"
         if total > free:
+            doing = "Training" if use.trains else "Answering with"
+            adapters = "" if use.lora or not use.trains or wishes.retrieval is None else "adapters (--lora_r), "
             raise InputError(
-                f"Training {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
-                "fewer processes, a smaller model or a larger machine."
+                f"{doing} {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
+                f"fewer processes, {adapters}a smaller model or a larger machine."
             )
     if index is not None:
         parts.append(f"index {_size(index)}")
     return "; ".join(parts)
-
-
-def _weights(model: Path) -> int | None:
-    """How many weights a folder's files hold; None where it is no folder, but a name on the hub."""
-    from safetensors import safe_open
-
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        sizes = [path.stat().st_size // 4 for path in model.glob("pytorch_model*.bin")]
-        return sum(sizes) or None
-    count = 0
-    for path in files:
-        with safe_open(path, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - it is no mapping
-                size = 1
-                for length in weights.get_slice(name).get_shape():
-                    size *= length
-                count += size
-    return count
-
-
-def _config(model: Path) -> dict[str, Any]:
-    """A folder's config.json; empty where there is none that can be read, which is said when the model is opened."""
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _index_bytes(wishes: Wishes, config: dict[str, Any]) -> int | None:

@@ -163,6 +163,8 @@ def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
     ):
         if plan.trains:
             result = _train(plan, team.processes, accelerator, examples["train"], examples["val"], started)
+            # The model that answers is opened anew, and the trained one would stay beside it with its optimiser.
+            accelerator.free_memory()
         if plan.predicts:
             scores = _predict(plan, team.processes, accelerator, examples["test"])
             result = dataclasses.replace(result, test=scores)

@@ -15,11 +15,16 @@ from ragstone.__main__ import main
 
 
 def refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> str:
-    """The one sentence with which a command line is refused: exit code 2, and nothing on standard output."""
+    """The one sentence with which a command line is refused: exit code 2, and nothing on standard output.
+
+    A plan of one process may stand before it.
+    """
     capsys.readouterr()
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
+    if err.startswith("processes 1, on the "):
+        err = err.partition("\n")[2]
     assert err.startswith(f"ragstone {words[0]}: ")
     assert err.count("\n") == 1
     return err

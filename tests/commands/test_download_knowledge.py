@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragstone.__main__ import main
-from ragstone.commands.download_knowledge import DownloadKnowledgeSettings
+from ragstone.commands.download_knowledge import GB, DownloadKnowledgeSettings, _say
 from ragstone.encoders.fresh import fresh_encoder, train_tokenizer
 from ragstone.encoders.load import save_encoder
 from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
+from ragstone.knowledge.hub_cache import HubCache, HubFile, HubListing
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.knowledge.wiki_dpr import find_wiki_dpr, index_file, passages_folder
 from ragstone.settings import parse_settings
@@ -135,6 +136,27 @@ def test_a_download_that_the_hub_leaves_goes_on(tmp_path: Path) -> None:
     again.close()
 
 
+def test_the_size_is_said_in_gigabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all files, and of what is still to come where a file is there and another was begun."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = HubCache("facebook/wiki_dpr")
+    listing = HubListing("main", (HubFile("a", 39 * GB, "1"), HubFile("b", 38_260_000_000, "2"), HubFile("c", GB, "3")))
+    _say(listing, cache)
+    assert "3 files of 78.3 GB" in (said := capsys.readouterr().err) and "to come   78.3 GB, into" in said
+    blobs = cache.folder / "blobs"
+    blobs.mkdir(parents=True)
+    # Files with a hole, which take no room.
+    for name, size in (("3", GB), ("1.ragstone.incomplete", 9 * GB)):
+        with (blobs / name).open("wb") as file:
+            file.truncate(size)
+    _say(listing, cache)
+    assert "3 files of 78.3 GB" in (said := capsys.readouterr().err) and "to come   68.3 GB, into" in said
+
+
 @pytest.mark.parametrize(("embeddings", "index"), [("nq", "exact"), ("multiset", "exact"), ("multiset", "compressed")])
 def test_each_kind_of_embeddings_and_index_comes_from_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embeddings: str, index: str
@@ -176,6 +198,8 @@ def test_what_was_downloaded_is_searched_by_name(
     name: str,
     kind: type[Any],
 ) -> None:
+    """Where it lies, with nothing written beside."""
+    before = [(path, path.lstat().st_mtime_ns) for path in sorted(cached.parents[1].rglob("*"))]
     source = KnowledgeSource(*find_wiki_dpr(name))
     assert isinstance(faiss.downcast_index(source.index.faiss_index), kind)
     _, ids = source.index.search(VECTORS[:20], 5)
@@ -186,6 +210,7 @@ def test_what_was_downloaded_is_searched_by_name(
     passages = json.loads(capsys.readouterr().out)["passages"]
     assert [found["title"] for found in passages] == [f"town {found['id']}" for found in passages]
     assert len(passages) == 3
+    assert [(path, path.lstat().st_mtime_ns) for path in sorted(cached.parents[1].rglob("*"))] == before
 
 
 def test_an_index_of_an_earlier_commit_is_found_still(cached: Path) -> None:

@@ -90,7 +90,12 @@ def test_trains_when_nothing_is_asked_for(
     assert "best         checkpoint2: exact match " in captured.out
     for shown in ("step 2/2", "loss/token ", " questions/s", " lr ", " distinct ", "entropy prior ", " posterior "):
         assert shown in captured.err
-    assert captured.err.count("\n") == 1, "one line per validation, and no bars without a terminal"
+    plan, _ = captured.err.splitlines()  # and one line per validation, no bars without a terminal
+    number = r"\d+\.\d [MG]iB"
+    memory = rf"memory {number} for weights, gradients and optimiser, activations besides; index {number}"
+    assert re.fullmatch(
+        rf"processes 1, on the [CG]PU \| retrieval in the process itself; index memory-mapped \| {memory}", plan
+    )
     assert not (tmp_path / "run" / "test_predictions.txt").exists()
     saved = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text(encoding="utf-8"))
     assert (saved["train_batch_size"], saved["lr_scheduler"], saved["label_smoothing"]) == (5, "linear", 0.0)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ TWO = {"gpus": 0, "num_processes": 2}
 
 @pytest.fixture(scope="module")
 def base(pairs_folder: Path, checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
-    """A run of 50 steps of the same nine questions in batches of six and three, validated on three after every fifth."""
+    """50 steps of the same nine questions in batches of six and three, validated on three after every fifth."""
     return {
         "data_dir": pairs_folder,
         "n_train": 9,
@@ -248,6 +249,7 @@ def test_each_rank_takes_up_its_random_numbers_where_it_left_them(tmp_path: Path
         ({"ray_address": "10.0.0.1:6379"}, "--ray_address 10.0.0.1:6379 needs --distributed_retriever ray"),
         ({"distributed_port": 70000}, "--distributed_port is 70000, but must be from 1 to 65535"),
         ({"distributed_timeout": 0}, "--distributed_timeout is 0.0, but must be from 1"),
+        ({"model_name_or_path": "hole"}, "Training hole takes at least 5960.5 GiB of memory"),
         ({**TWO, "passages_path": "nowhere"}, "There is no knowledge source nowhere"),
         (
             {"distributed_retriever": "ray", "ray_address": "127.0.0.1:1"},
@@ -256,8 +258,18 @@ def test_each_rank_takes_up_its_random_numbers_where_it_left_them(tmp_path: Path
     ],
 )
 def test_what_is_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], flags: dict[str, Any], message: str
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    base: dict[str, Any],
+    flags: dict[str, Any],
+    message: str,
 ) -> None:
+    """Among them a model of 1.6 TB, all of it a hole in a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hole").mkdir()
+    with (tmp_path / "hole" / "pytorch_model.bin").open("wb") as file:
+        file.truncate(16 * 10**11)
     wanted = words({**base, "output_dir": tmp_path / "run", **flags})
     if flags.get("num_processes") == 2 or "distributed_retriever" in flags:
         # The plan stands before what is then found.
@@ -265,6 +277,19 @@ def test_what_is_refused(
         assert message in capfd.readouterr().err.splitlines()[-1]
     else:
         assert message in refused(capfd, wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_port_that_is_given_is_the_one_that_is_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        flags = {**base, **TWO, "distributed_port": port, "output_dir": tmp_path / "run"}
+        assert main(words(flags)) == 2
+    assert f"--distributed_port {port} cannot be used" in capfd.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 

@@ -14,8 +14,11 @@ import pytest
 from transformers.models.rag.retrieval_rag import LegacyIndex
 
 from ragstone.__main__ import main
+from ragstone.encoders.load import load_encoder
+from ragstone.knowledge import legacy_pickles
 from ragstone.knowledge.legacy import LegacyVectors
 from ragstone.knowledge.legacy_pickles import Refusal, load
+from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.source import KnowledgeSource
 from tests.commands.conftest import refused
 
@@ -97,6 +100,31 @@ def test_ids_and_passages_as_the_files_may_hold_them(tmp_path: Path, ids: Any, p
     source = KnowledgeSource(tmp_path / "new")
     np.testing.assert_array_equal(source.store.vectors(np.arange(COUNT)), VECTORS[ORDER])
     assert [p.text for p in source.store.passages([0, 59])] == [f"text {ORDER[0]} é", f"text {ORDER[59]} é"]
+
+
+def test_pickles_are_read_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models_folder: Path
+) -> None:
+    """This one could not: here, whatever unpickles fails. The source records the encoder that made the vectors."""
+    folder = write_legacy(tmp_path / "old", "flat")
+    paths = [folder / "psgs_w100.tsv.pkl", folder / f"{NAME}.index_meta.dpr"]
+    encoder = str(models_folder / "passage_encoder")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("unpickled in the process of the command")
+
+    with monkeypatch.context() as patched:
+        for owner, names in ((pickle, ("load", "loads", "Unpickler")), (legacy_pickles, ("load", "PlainUnpickler"))):
+            for name in names:
+                patched.setattr(owner, name, refuse)
+        with pytest.raises(AssertionError):
+            list(legacy_pickles.rows(*paths))
+        flags = ["--index=flat", "--dpr_ctx_encoder_model_name", encoder]
+        assert main(["import-legacy", str(folder), *flags]) == 0
+    manifest = Manifest.load(folder / "ragstone")
+    assert manifest is not None
+    assert manifest.encoder == encoder
+    assert manifest.encoder_fingerprint == load_encoder(encoder, "passage").fingerprint()
 
 
 def test_the_name_legacy_finds_the_converted_source(

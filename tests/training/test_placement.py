@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from ragstone.errors import InputError
+from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
+from ragstone.training.footprint import WeightUse
 from ragstone.training.placement import Wishes, plan_placement
 
 NO_GPU = not torch.cuda.is_available()
@@ -82,11 +86,41 @@ def test_a_model_on_the_hub_has_no_size_yet(wishes: dict[str, Any]) -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused(wishes: dict[str, Any], tmp_path: Path) -> None:
-    """A file of 40 GB, all of it a hole, as an old checkpoint: 160 GB of weights, gradients and averages."""
+    """A file of 40 GB, all of it a hole, as an old checkpoint: 200 GB of weights, averages and two of each gradient."""
     with (tmp_path / "pytorch_model.bin").open("wb") as file:
         file.truncate(40 * 10**9)
-    with pytest.raises(InputError, match=r"takes at least 298\.0 GiB of memory, and .* are free; take fewer processes"):
+    with pytest.raises(InputError, match=r"takes at least 372\.5 GiB of memory, and .* are free; take fewer processes"):
         plan(wishes, model=str(tmp_path), num_processes=2)
+
+
+@pytest.mark.parametrize(
+    ("use", "bytes_a_weight"),
+    [
+        (WeightUse(), 16),
+        (WeightUse(trains=False), 4),
+        (WeightUse(adafactor=True), 8),
+        (WeightUse(lora=LoraSettings(r=1, alpha=1), torch_dtype="bfloat16"), 2),
+    ],
+    ids=str,
+)
+def test_what_is_not_held_is_not_asked_for(
+    wishes: dict[str, Any],
+    use: WeightUse,
+    bytes_a_weight: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine with just as much free memory as there must be; a byte less is refused."""
+    with (tmp_path / "pytorch_model.bin").open("wb") as file:
+        file.truncate(40 * 10**9)
+    free = 10**10 * bytes_a_weight
+    for there in (free, free - 1):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda there=there: SimpleNamespace(available=there))
+        if there == free:
+            assert "activations besides" in plan(wishes, model=str(tmp_path), use=use).lines[-1]
+        else:
+            with pytest.raises(InputError, match=r"takes at least .* are free"):
+                plan(wishes, model=str(tmp_path), use=use)
 
 
 @needs_no_gpu

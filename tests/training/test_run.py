@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,24 @@ def test_tensorboard_events(predicted: Finetuned, tmp_path: Path) -> None:
     scores = {event.step: event.value for event in events.Scalars("val/em")}
     records = metrics(tmp_path / "run")["val"]
     assert scores == pytest.approx({record["step_count"]: record["val_avg_em"] for record in records})
+
+
+def test_the_trained_model_is_gone_when_the_best_one_is_opened(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time would take the memory of two."""
+    trained: list[weakref.ref[Any]] = []
+    there: list[bool] = []
+
+    def watched(request: ModelRequest) -> Any:
+        there.append(any(model() is not None for model in trained))
+        model = open_model(request)
+        trained.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("ragstone.training.run.open_model", watched)
+    finetune(settings(do_train=True, do_predict=True, max_steps=1))
+    assert there == [False, False]
 
 
 def test_predicting_alone(settings: Settings, tmp_path: Path, checkpoint_folder: Path, source_folder: Path) -> None:
