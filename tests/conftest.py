@@ -47,10 +47,12 @@ settings.load_profile("untimed")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give a file's tests to one of several workers, so that what they share is made once.
 
-    Tests that start Ray clusters are marked as a group of their own, whatever file they are in.
+    Tests that start Ray clusters are marked as a group of their own, whatever file they are in. This runs first,
+    since pytest-xdist looks at the marks in its own hook.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:

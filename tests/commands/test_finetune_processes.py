@@ -130,7 +130,8 @@ def test_two_processes_make_the_run_of_one(
     assert (settings["num_processes"], settings["distributed_retriever"]) == (2, retriever)
 
 
-@pytest.mark.parametrize("retriever", ["bm25", pytest.param("hybrid", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("retriever", ["bm25", "hybrid"])
 def test_every_process_searches_by_words(
     tmp_path: Path, base: dict[str, Any], worded_source: Path, capfd: pytest.CaptureFixture[str], retriever: str
 ) -> None:
@@ -192,6 +193,7 @@ def test_under_accelerate_launch_without_retrieval(tmp_path: Path, base: dict[st
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_killed_rank_and_after_a_signal_in_another_number_of_processes(
     tmp_path: Path, base: dict[str, Any], alone: Path
 ) -> None:
@@ -250,7 +252,9 @@ def test_each_rank_takes_up_its_random_numbers_where_it_left_them(tmp_path: Path
         ({"distributed_port": 70000}, "--distributed_port is 70000, but must be from 1 to 65535"),
         ({"distributed_timeout": 0}, "--distributed_timeout is 0.0, but must be from 1"),
         ({"model_name_or_path": "hole"}, "Training hole takes at least 5960.5 GiB of memory"),
-        ({**TWO, "passages_path": "nowhere"}, "There is no knowledge source nowhere"),
+        pytest.param(
+            {**TWO, "passages_path": "nowhere"}, "There is no knowledge source nowhere", marks=pytest.mark.slow
+        ),
         (
             {"distributed_retriever": "ray", "ray_address": "127.0.0.1:1"},
             "No Ray cluster answers at 127.0.0.1:1",
@@ -293,6 +297,7 @@ def test_the_port_that_is_given_is_the_one_that_is_used(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_under_torchrun_what_all_refuse_is_said_once(tmp_path: Path, base: dict[str, Any]) -> None:
     flags = {**base, "data_dir": "nowhere", "output_dir": tmp_path / "run"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -192,6 +192,7 @@ print(peak)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_while_the_corpus_grows(tmp_path: Path, question_tokenizer: PreTrainedTokenizerFast) -> None:
     # Little to compute, long vectors.
     config = DPRConfig(
