@@ -29,9 +29,13 @@ class LocalRetriever:
     def fetch(self, ids: IntArray) -> Retrieved:
         """The passages of `ids` [B, N] with their vectors; empty where the id is -1."""
         valid = ids >= 0
-        found = np.zeros((*ids.shape, self.source.dimension), dtype=np.float32)
-        found[valid] = self.source.store.vectors(ids[valid])
-        return Retrieved(ids=ids, vectors=found, passages=self.source.store.passage_rows(ids))
+        store, dimension = self.source.store, self.source.dimension
+        if valid.all():
+            found = store.vectors(ids.reshape(-1)).reshape(*ids.shape, dimension)
+        else:
+            found = np.zeros((*ids.shape, dimension), dtype=np.float32)
+            found[valid] = store.vectors(ids[valid])
+        return Retrieved(ids=ids, vectors=found, passages=store.passage_rows(ids))
 
     def close(self) -> None:
         """See Retriever.close; a memory map needs no closing."""
