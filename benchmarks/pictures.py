@@ -147,6 +147,8 @@ def _ratios(records: Sequence[Record], path: Path) -> Path:
 def _growth(axis: str, points: Sequence[Point], path: Path) -> Path:
     """Lines: milliseconds per question."""
     plt = _pyplot()
+    from matplotlib.ticker import LogLocator
+
     figure, axes = plt.subplots(figsize=(6.5, 4))
     for curve, side in dict.fromkeys((point.curve, point.side) for point in points):
         line = sorted((point.at, point.ms) for point in points if (point.curve, point.side) == (curve, side))
@@ -156,6 +158,8 @@ def _growth(axis: str, points: Sequence[Point], path: Path) -> Path:
     axes.set_yscale("log")
     ticks = sorted({point.at for point in points})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel("milliseconds per question")
