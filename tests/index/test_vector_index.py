@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +64,32 @@ def test_other_indexes_are_near_exact_search(tmp_path: Path, factory: str, floor
     exact, _ = exact_search(stream(), QUERIES, 10)
     found = -np.sort(-np.einsum("bd,bnd->bn", QUERIES, VECTORS[ids]), axis=1)
     assert recall(found, exact, 10) >= floor
+
+
+OPEN = """
+import sys
+from pathlib import Path
+import faiss, numpy, psutil
+from ragstone.index.vector_index import VectorIndex
+def own():
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+before = own()
+index = VectorIndex.open(Path(sys.argv[1]))
+assert (index.search(numpy.ones((2, index.dimension), numpy.float32), 5)[1] >= 0).all()
+print(own() - before)
+"""
+
+
+@pytest.mark.parametrize("factory", ["HNSW4_SQ8", "IVF64_HNSW4,SQ8"])
+def test_the_codes_of_the_published_kinds_of_wiki_dpr_stay_in_the_map(tmp_path: Path, factory: str) -> None:
+    """A graph over 8-bit codes, and lists of codes behind a graph: long vectors here, so that the codes weigh most."""
+    vectors = np.random.default_rng(0).standard_normal((1500, 8192), dtype=np.float32)
+    path = tmp_path / "index"
+    build_index(lambda: iter([vectors]), *vectors.shape, factory, path)
+    added = int(subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=True).stdout)
+    assert path.stat().st_size > vectors.size
+    assert added < vectors.size / 10
 
 
 def test_search_is_wider_than_faiss_default_also_within_composed_indexes(tmp_path: Path) -> None:
