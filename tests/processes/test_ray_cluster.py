@@ -112,6 +112,9 @@ def test_a_running_cluster_is_joined_and_left_running(environment: dict[str, str
     expected = {"address": head, "started": False, "sum": 3, "handler kept": True, "connected": False}
     assert connect(environment, head) == (expected, "")
     assert connect({**environment, "RAY_ADDRESS": head}) == (expected, "")
+    # Without an address, the one that runs on this machine is found; Ray tells where others run besides.
+    told, _ = connect(environment)
+    assert told == expected
     assert listens(head)
 
 

@@ -81,8 +81,8 @@ def request_to(crew: Crew, worker: int) -> Call:
     return request
 
 
-def process_of(retriever: RayRetriever, worker: int) -> int:
-    return int(ray.get(retriever._crews[0]._workers[worker].process.remote()))
+def process_of(retriever: RayRetriever, worker: int, part: int = 0) -> int:
+    return int(ray.get(retriever._crews[part]._workers[worker].process.remote()))
 
 
 def test_the_same_passages_as_in_this_process(pair: RayRetriever, alone: LocalRetriever) -> None:
@@ -105,13 +105,30 @@ def test_a_divided_source_gives_what_the_undivided_one_gives(
     retriever.close()
 
 
-def test_more_passages_than_there_are(cluster: RayCluster, source_folder: Path) -> None:
+def test_parts_with_several_workers_each_and_more_passages_than_there_are(
+    cluster: RayCluster, source_folder: Path
+) -> None:
     asked = np.random.default_rng(3).normal(size=(4, 16)).astype(np.float32)
-    retriever = open_workers(source_folder, parts=2)
-    found = retriever.retrieve(asked, 9)
-    assert_equal(found, LocalRetriever(KnowledgeSource(source_folder)).retrieve(asked, 9))
-    assert (found.ids[:, 6:] == -1).all()
+    expected = LocalRetriever(KnowledgeSource(source_folder)).retrieve(asked, 9)
+    assert (expected.ids[:, 6:] == -1).all()
+    retriever = open_workers(source_folder, parts=2, workers=2)
+    processes = {process_of(retriever, worker, part) for part in range(2) for worker in range(2)}
+    assert len(processes) == 4
+    os.kill(process_of(retriever, 0, part=1), signal.SIGKILL)
+    # Workers take turns, so that each is asked.
+    for _ in range(4):
+        assert_equal(retriever.retrieve(asked, 9), expected)
     retriever.close()
+
+
+def test_each_worker_has_the_index_in_its_memory_map(pair: RayRetriever, large_source: Path) -> None:
+    source = KnowledgeSource(large_source)
+    for _ in range(2):
+        pair.retrieve(queries(1), 1)  # They take turns, and open it when they are asked first.
+    for worker in range(2):
+        maps = Path(f"/proc/{process_of(pair, worker)}/maps").read_text(encoding="utf-8")
+        assert str(source.index_path) in maps
+        assert str(source.store.folder) in maps
 
 
 def test_a_killed_worker_is_replaced_and_its_request_repeated(pair: RayRetriever, alone: LocalRetriever) -> None:
