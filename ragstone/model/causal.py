@@ -27,10 +27,12 @@ from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import search_answers
 from ragstone.model.prompt import Wrapping
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
-from ragstone.model.selected_positions import only_at
+from ragstone.model.selected_positions import only_at, vocabulary_layer
 
 ANSWER_ROOM = 64
 """Positions that a prompt leaves to the answer, at least; a quarter of all where there are few."""
+PROBE_ANSWERS = 16
+"""Side by side: where distances in the row count instead of positions, those of the last ones are far off."""
 PROBE_TOLERANCE = 0.1
 """Of the scores' deviation."""
 WITHOUT_PROMPT = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -92,11 +94,7 @@ class CausalGenerator:
         self._window: int | None = getattr(model.config, "sliding_window", None)
         if self._layer_types and "sliding_attention" not in self._layer_types:
             self._window = None
-        if self._layer_types - {"full_attention", "sliding_attention"} or not self._tells_answers_apart():
-            raise InputError(
-                f"The {model.config.model_type} generator does not attend as a mask and positions say, so that two "
-                "answers to one prompt cannot be told apart; take one with rotary positions, such as Llama or Qwen."
-            )
+        self._refuse_what_mixes_answers()
 
     @property
     def longest_context(self) -> int | None:
@@ -133,7 +131,7 @@ class CausalGenerator:
         answers, length = labels.shape[1:]
         before = torch.cat([contexts.last()[:, None, None].expand(-1, answers, -1), labels[:, :, :-1]], dim=2)
         own = torch.ones(length, length, dtype=torch.bool, device=labels.device).tril()
-        with only_at((valid if places is None else places).flatten(1), self.model.get_output_embeddings()):
+        with only_at((valid if places is None else places).flatten(1), vocabulary_layer(self.model)):
             output = self._go_on(
                 contexts,
                 contexts.memory.cache(),
@@ -185,7 +183,7 @@ class CausalGenerator:
             places = torch.arange(ids.shape[1], device=ids.device)
             ends = torch.tensor([lengths[i] for i in run], device=ids.device)[:, None]
             counts = torch.tensor([len(targets[rows[i]]) for i in run], device=ids.device)[:, None]
-            with only_at((places >= ends - counts) & (places < ends), self.model.get_output_embeddings()):
+            with only_at((places >= ends - counts) & (places < ends), vocabulary_layer(self.model)):
                 output = self.model(input_ids=ids, attention_mask=(places < ends).long(), use_cache=False)
             found.append(output.logits.squeeze(0))
             order += [rows[i] for i in run]
@@ -208,7 +206,7 @@ class CausalGenerator:
             counts = torch.tensor([len(ids[row]) for row in run], device=device)[:, None]
             mask = torch.arange(length, device=device) >= length - counts
             cache: Any = DynamicCache()
-            with only_at(torch.zeros_like(mask), self.model.get_output_embeddings()):
+            with only_at(torch.zeros_like(mask), vocabulary_layer(self.model)):
                 self.model(
                     input_ids=tokens,
                     attention_mask=mask.long(),
@@ -288,26 +286,40 @@ class CausalGenerator:
                 f"of the {self.model.config.model_type} generator; lower --max_combined_length."
             )
 
+    def _refuse_what_mixes_answers(self) -> None:
+        """Raise InputError unless answers side by side behind one prompt are scored as each is alone."""
+        cause = None
+        try:
+            if not self._layer_types - {"full_attention", "sliding_attention"} and self._tells_answers_apart():
+                return
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # models that do not take such a mask, or keep something else, say so in many ways
+            cause = error
+        raise InputError(
+            f"The {self.model.config.model_type} generator does not attend as a mask and positions say, so that two "
+            "answers to one prompt cannot be told apart; take one with rotary positions, such as Llama or Qwen."
+        ) from cause
+
     @torch.no_grad()
     def _tells_answers_apart(self) -> bool:
-        """Whether two answers side by side behind one prompt are scored as each is alone."""
+        """Whether the last of many answers, as far from its prompt in the row as can be, is scored as it is alone."""
         training = self.model.training
         self.model.eval()
         vocabulary = self.model.get_input_embeddings().num_embeddings
         prompt = [i % vocabulary for i in (3, 5, 7, 11)]
-        answers = torch.tensor([[2, 4], [9, 6]]) % vocabulary
+        answers = torch.tensor([[2, 4]] * (PROBE_ANSWERS - 1) + [[9, 6]]) % vocabulary
         device = self.model.device
         whole = torch.tensor([[*prompt, answer[0]] for answer in answers.tolist()], device=device)
-        alone = self.model(input_ids=whole, use_cache=False).logits[:, -2:].float()
         try:
+            alone = self.model(input_ids=whole, use_cache=False).logits[:, -2:].float()
             prompts = Prompts([prompt], device, self._read([prompt[:-1]]))
             together = self.target_logits(prompts, answers[None].to(device)).float()
-        except (TypeError, ValueError, RuntimeError):
-            return False
         finally:
             self.model.train(training)
         # Half precision and few bits differ by some percent; a mask or positions that are not heeded by far more.
-        return bool((together.view_as(alone) - alone).std() < PROBE_TOLERANCE * alone.std())
+        apart = (together.view_as(alone) - alone).square().mean(dim=(1, 2)).sqrt()
+        return bool((apart < PROBE_TOLERANCE * alone.std()).all())
 
     def _positions(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"position_ids": positions} if self._takes_positions else {}

@@ -19,6 +19,7 @@ from ragstone.model.beam_search import beam_search
 from ragstone.model.decoding import Decoding
 from ragstone.model.generator import Writing
 from ragstone.model.marginal_writing import MarginalWriting
+from ragstone.model.selected_positions import vocabulary_layer
 
 SCORES_AT_ONCE = 2**25
 GPU_SCORES_AT_ONCE = 2**29
@@ -82,7 +83,7 @@ def _parts(model: Any, doc_log_probs: torch.Tensor, decoding: Decoding) -> Itera
     groups, n = doc_log_probs.shape
     limit = SCORES_AT_ONCE if doc_log_probs.device.type == "cpu" else GPU_SCORES_AT_ONCE
     answers = max(decoding.num_beams, decoding.num_return_sequences)
-    at_once = max(1, limit // (n * answers * model.get_output_embeddings().out_features))
+    at_once = max(1, limit // (n * answers * vocabulary_layer(model).out_features))
     return ((first, min(first + at_once, groups)) for first in range(0, groups, at_once))
 
 

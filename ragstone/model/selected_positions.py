@@ -8,6 +8,23 @@ from typing import Any
 
 import torch
 
+from ragstone.errors import InputError
+
+
+def vocabulary_layer(model: Any) -> Any:
+    """The layer of a transformers model that gives scores over the vocabulary.
+
+    Raises:
+        InputError: the model says of none that it is that (FSMT names embeddings).
+    """
+    layer = model.get_output_embeddings()
+    if layer is None or isinstance(layer, torch.nn.Embedding):
+        raise InputError(
+            f"The {model.config.model_type} generator has no layer of its own over the vocabulary; take another one, "
+            "such as BART or T5."
+        )
+    return layer
+
 
 @contextmanager
 def only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import search_answers
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
-from ragstone.model.selected_positions import only_at
+from ragstone.model.selected_positions import only_at, vocabulary_layer
 from ragstone.model.shared_attention import share_contexts
 from ragstone.model.shared_lookup import looked_up_once
 
@@ -34,6 +34,13 @@ class Seq2SeqContexts:
     """[R, S, D]"""
     attention_mask: torch.Tensor
     """[R, S]"""
+    kind: type[Any] = BaseModelOutput
+    """What the encoder gives: decoders with experts look for those of the encoder in it."""
+
+    @property
+    def output(self) -> Any:
+        """The states as the encoder gives them."""
+        return self.kind(last_hidden_state=self.states)
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +48,7 @@ class Seq2SeqContexts:
 
     def select(self, rows: torch.Tensor) -> Seq2SeqContexts:
         """See EncodedContexts.select."""
-        return Seq2SeqContexts(self.states[rows], self.attention_mask[rows])
+        return replace(self, states=self.states[rows], attention_mask=self.attention_mask[rows])
 
     def __len__(self) -> int:
         return len(self.states)
@@ -53,6 +60,7 @@ class Seq2SeqGenerator:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        vocabulary_layer(model)  # refuses what has none
         self._shares_contexts = share_contexts(model)
 
     @property
@@ -102,21 +110,20 @@ class Seq2SeqGenerator:
                 states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
                 masks.append(pad(mask, (0, missing)))
         place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
-        return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place])
+        return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place], type(output))
 
     def target_logits(
         self, contexts: Seq2SeqContexts, labels: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See Generator.target_logits. The decoder's input is the labels shifted right behind the start token."""
-        states, mask = contexts.states, contexts.attention_mask
         answers = labels.shape[1]
         if answers > 1 and not self._shares_contexts:
-            states, mask = states.repeat_interleave(answers, dim=0), mask.repeat_interleave(answers, dim=0)
+            contexts = contexts.select(torch.arange(len(contexts), device=labels.device).repeat_interleave(answers))
         labels = labels.flatten(0, 1)
-        with only_at(labels != IGNORED if places is None else places.flatten(0, 1), self.model.get_output_embeddings()):
+        with only_at(labels != IGNORED if places is None else places.flatten(0, 1), vocabulary_layer(self.model)):
             output = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=mask,
+                encoder_outputs=contexts.output,
+                attention_mask=contexts.attention_mask,
                 decoder_input_ids=self._shift_right(labels),
                 use_cache=False,
             )
@@ -162,7 +169,8 @@ class Seq2SeqGenerator:
 
     def _start_token(self) -> int:
         configs = (self.model.generation_config, self.model.config)
-        start = next((c.decoder_start_token_id for c in configs if c.decoder_start_token_id is not None), None)
+        named = (getattr(config, "decoder_start_token_id", None) for config in configs)
+        start = next((token for token in named if token is not None), None)
         if start is None:
             raise InputError(
                 f"The {self.model.config.model_type} generator's config names no decoder_start_token_id; set it in "
@@ -205,7 +213,7 @@ class _Seq2SeqWriting:
             rows = torch.arange(self._read, device=tokens.device).repeat_interleave(len(tokens) // self._read)
             self._contexts = self._contexts.select(rows)
         output = self._model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self._contexts.states),
+            encoder_outputs=self._contexts.output,
             attention_mask=self._contexts.attention_mask,
             decoder_input_ids=tokens[:, None],
             past_key_values=self._cache,

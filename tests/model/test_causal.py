@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, MptConfig, PreTrainedTokenizerFast
 
 from ragstone.errors import InputError
 from ragstone.model import causal
@@ -426,6 +426,13 @@ def test_what_cannot_keep_answers_apart_is_refused() -> None:
     bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=5, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(InputError, match="bloom generator does not attend as a mask and positions say"):
         as_generator(bloom, words(), None)
+    # Its slopes are so gentle that few answers side by side do not show them.
+    mpt = AutoModelForCausalLM.from_config(MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=4))
+    with torch.no_grad():
+        for parameter in mpt.parameters():
+            parameter.normal_(std=0.3)
+    with pytest.raises(InputError, match="mpt generator does not attend as a mask and positions say"):
+        as_generator(mpt, words(), None)
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=5, hidden_size=16, num_hidden_layers=1, state_size=4)
     )
