@@ -64,6 +64,7 @@ def test_a_store_that_says_nothing_is_given_up() -> None:
         began = time.monotonic()
         try:
             assert watch.missing() is None
-            assert time.monotonic() - began < 2 * PATIENCE
+            # The store may answer once more before it stops; then it is asked again PATIENCE later.
+            assert time.monotonic() - began < 3 * PATIENCE
         finally:
             server.kill()
