@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.exact_retrieval import main as hold_against_exact_search
 from benchmarks.openqa_table import main as write_table
 from ragstone.__main__ import main
+from ragstone.index.vector_index import build_index
+from ragstone.knowledge.source import KnowledgeSource
 
 ROOT = Path(__file__).parents[1]
 FACTS = [
@@ -43,6 +46,22 @@ def data(tmp_path: Path) -> Path:
             (folder / f"{split}.gold_qa.tsv").write_text("".join(f"{q}\t{[a]!r}\n" for q, a, _ in asked))
             (folder / f"{split}.pages").write_text("".join(f"{title}\n" for _, _, title in asked))
     return folder
+
+
+def test_a_source_is_held_against_exact_search(
+    tmp_path: Path, data: Path, minilm_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An index whose vectors are in another order than the passages is found out."""
+    flags = [f"--csv_path={data / 'knowledge.tsv'}", f"--dpr_ctx_encoder_model_name={minilm_folder}", "--index=flat"]
+    assert main(["build-knowledge", *flags, f"--output_dir={tmp_path / 'knowledge'}"]) == 0
+    capsys.readouterr()
+    asked = (tmp_path / "knowledge", minilm_folder, data / "test.source")
+    assert hold_against_exact_search(*asked) == 0
+    assert "6 questions, 6 passages, 6 each: 100.0000% at the same place" in capsys.readouterr().out
+    source = KnowledgeSource(tmp_path / "knowledge")
+    vectors = source.store.vectors(range(6))
+    build_index(lambda: iter([vectors[::-1]]), 6, source.dimension, "Flat", source.index_path)
+    assert hold_against_exact_search(*asked) == 1
 
 
 def test_the_table(
