@@ -126,12 +126,13 @@ def _ratios(records: Sequence[Record], path: Path) -> Path:
     names = list(dict.fromkeys(record.name for record in records))
     kinds = {"equal arithmetic (fp32)": (OURS, 0), "each at its best precision": (BEST, 1)}
     figure, axes = plt.subplots(figsize=(8, 0.55 * len(names) + 1.2))
+    ratios = [[record.ratio for record in records if record.name == name] for name in names]
+    pairs = any(len(found) > 1 for found in ratios)
     for label, (colour, place) in kinds.items():
-        ratios = [[record.ratio for record in records if record.name == name] for name in names]
         known = [(row, found[place]) for row, found in enumerate(ratios) if len(found) > place]
         if not known:
             continue
-        rows = [row + 0.38 * place - 0.19 for row, _ in known]
+        rows = [row + (0.38 * place - 0.19 if pairs else 0) for row, _ in known]
         bars = axes.barh(rows, [ratio for _, ratio in known], 0.36, color=colour, label=label)
         axes.bar_label(bars, [f"{ratio:.1f}×" for _, ratio in known], padding=3, fontsize=9)
     axes.axvline(1, color="#444444", linewidth=1)
