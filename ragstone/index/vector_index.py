@@ -86,6 +86,12 @@ class VectorIndex:
         return scores, ids
 
 
+def is_flat(path: Path) -> bool:
+    """Whether the index file at `path` is a flat one, whose `matrix` there is; looks at its first bytes alone."""
+    with path.open("rb") as file:
+        return file.read(4).startswith(b"IxF")
+
+
 def build_index(vectors: VectorStream, count: int, dimension: int, factory: str, path: Path) -> None:
     """Build the index that `factory` describes over `count` vectors and write it to `path`.
 

@@ -101,6 +101,7 @@ class ParquetStore:
         """
         self.folder = folder
         self.has_vectors = True
+        self.maps_vectors = False
         self._paths = parquet_files(folder)
         self._starts = np.array([0, *itertools.accumulate(map(_row_count, self._paths))], dtype=np.int64)
         self._files: dict[int, _File] = {}

@@ -24,6 +24,8 @@ class RowStore(Protocol):
     """D of the vectors; 0 where there are none."""
     has_vectors: bool
     """Whether all passages have one."""
+    maps_vectors: bool
+    """Whether what `vector_chunks` gives are views of a memory map; else they are read into memory."""
 
     def __len__(self) -> int:
         """How many rows there are."""

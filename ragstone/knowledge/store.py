@@ -156,6 +156,7 @@ class PassageStore:
             InputError: it is no folder of save_to_disk with the columns title, text and, if it has them, embeddings.
         """
         self.folder = folder
+        self.maps_vectors = True
         self._batches = [batch for path in _shard_paths(folder) for batch in _map_batches(path)]
         if not self._batches:
             raise InputError(f"The knowledge source {folder} holds no passages; build it again.")

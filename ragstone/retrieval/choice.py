@@ -9,7 +9,7 @@ from typing import Literal
 
 from ragstone.processes.group import ProcessGroup
 from ragstone.processes.processes import Processes
-from ragstone.processes.ray_cluster import AUTO, RayCluster
+from ragstone.processes.ray_cluster import AUTO, LOCAL, RayCluster
 from ragstone.retrieval.location import IndexDevice
 from ragstone.retrieval.place import InEveryProcess, InFirstProcess, RetrievalPlace
 
@@ -29,6 +29,16 @@ class RetrievalSettings:
     parts: int = 1
     """Parts that the source is divided into, for Ray workers."""
     device: IndexDevice = "cpu"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the vectors themselves are searched, whatever the source's index."""
+        return self.parts > 1 or self.device == "cuda"
+
+    @property
+    def on_this_host(self) -> bool:
+        """Whether all of it certainly takes place on this host."""
+        return self.backend == "pytorch" or self.ray_address == LOCAL
 
 
 @contextmanager

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
+import psutil
+
+from ragstone.errors import InputError
 from ragstone.index.exact_range import ExactRange, Searcher, divide
+from ragstone.index.vector_index import is_flat
+from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.location import IndexDevice
 
+REMEDY = (
+    "give more hosts a part each (--index_shards), or search the source's own index, without --index_shards and "
+    "--index_device"
+)
 
-def exact_part(source: KnowledgeSource, part: int, parts: int, device: IndexDevice) -> Searcher | None:
-    """What searches part number `part` of `parts` of a source exactly; None where the source's own index does."""
+
+def bytes_to_hold(store: RowStore, index_path: Path) -> int:
+    """Bytes of memory that exact search of all vectors takes; 0 where the index or the passages have them mapped."""
+    if store.maps_vectors or is_flat(index_path):
+        return 0
+    return 4 * store.dimension * len(store)
+
+
+def exact_part(
+    source: KnowledgeSource, part: int, parts: int, device: IndexDevice, workers_here: int = 1
+) -> Searcher | None:
+    """What searches part number `part` of `parts` of a source exactly; None where the source's own index does.
+
+    Args:
+        source: an opened source.
+        part: see above.
+        parts: see above.
+        device: where the vectors are.
+        workers_here: processes of this host that hold such a part, this one included.
+
+    Raises:
+        InputError: the vectors cannot be mapped, and this host has no memory for them.
+    """
     if parts == 1 and device == "cpu":
         return None
     first, last = divide(len(source), parts)[part]
+    _refuse_beyond_memory(source, last - first, workers_here)
     chunks = source.vectors(first, last)
     if device == "cuda":
         import torch
@@ -20,3 +54,15 @@ def exact_part(source: KnowledgeSource, part: int, parts: int, device: IndexDevi
 
         return DeviceRange(chunks, first, torch.device("cuda", torch.cuda.current_device()))
     return ExactRange(chunks, first)
+
+
+def _refuse_beyond_memory(source: KnowledgeSource, rows: int, workers_here: int) -> None:
+    needed = bytes_to_hold(source.store, source.index_path) * rows // len(source)
+    memory = psutil.virtual_memory()
+    # What the others hold already is not free any more, so that all together are held against the whole.
+    if needed > memory.available or needed * workers_here > memory.total:
+        raise InputError(
+            f"The vectors of {source.store.folder} cannot be mapped: exact search holds {needed / 2**30:.1f} GiB of "
+            f"them in memory in each of {workers_here} processes on {socket.gethostname()}, which has "
+            f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} of them free; {REMEDY}."
+        )

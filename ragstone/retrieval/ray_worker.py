@@ -24,6 +24,7 @@ class RetrievalWorker:
         self._part = part
         self._parts = parts
         self._device = device
+        self._workers_here = workers_here
         self._threads = max(1, len(os.sched_getaffinity(0)) // workers_here)
         self._opened: LocalRetriever | None = None
 
@@ -31,7 +32,7 @@ class RetrievalWorker:
         """The fields of the source's SourceInfo.
 
         Raises:
-            InputError: it cannot be opened.
+            InputError: it cannot be opened, or this host has no memory for a part that cannot be mapped.
         """
         return dataclasses.asdict(self._retriever().source.info())
 
@@ -66,5 +67,6 @@ class RetrievalWorker:
             # Ray sets one thread; a search may take the share of the host that is the worker's.
             faiss.omp_set_num_threads(self._threads)
             source = KnowledgeSource(Path(self._location.passages_path), self._location.index)
-            self._opened = LocalRetriever(source, exact_part(source, self._part, self._parts, self._device))
+            part = exact_part(source, self._part, self._parts, self._device, self._workers_here)
+            self._opened = LocalRetriever(source, part)
         return self._opened

@@ -12,11 +12,13 @@ import torch
 
 from ragstone.encoders.precision import fast_bfloat16
 from ragstone.errors import InputError
-from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes
+from ragstone.knowledge.row_store import open_store
+from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes, passages_folder
 from ragstone.processes.environment import Place
 from ragstone.processes.ray_cluster import AUTO, LOCAL, refuse_without_ray
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.retrieval.method import VECTORS_ALONE, Method, MethodRequest
+from ragstone.retrieval.part import REMEDY, bytes_to_hold
 from ragstone.training.footprint import WeightUse, footprint, read_config
 from ragstone.training.hardware import Precision
 
@@ -84,14 +86,15 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
     retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
     index = None if retrieval is None else _index_bytes(wishes, config)
-    use = wishes.use
+    use, held = wishes.use, 0
     if retrieval is not None:
         method = _method(wishes, config)
         _check_retrieval(retrieval, method, gpus, index)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
         # Who searches by words alone does not ask the question encoder.
         use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
-    lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index)}")
+        held = _held_vectors(wishes, config, retrieval) * (here if method.by_words else 1)
+    lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index, held)}")
     warning = None if gpus else _slow_arithmetic(wishes.precision)
     return Placement(processes, place.size == 1 and here > 1, lines, warning)
 
@@ -189,18 +192,18 @@ def _retrieval(retrieval: RetrievalSettings, method: Method, processes: int) -> 
     return f"in the process itself; index {where}"
 
 
-def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int, index: int | None) -> str:
+def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int, index: int | None, held: int) -> str:
     needed = footprint(Path(wishes.model), use, processes)
-    parts = []
+    parts, left = [], psutil.virtual_memory().available
     if needed is None:
         parts.append("model not here yet, so its size is unknown")
     else:
-        held = "weights, gradients and optimiser" if use.trains else "weights"
+        kept = "weights, gradients and optimiser" if use.trains else "weights"
         each = " a process" if processes > 1 else ""
-        parts.append(f"{_size(needed)}{each} for {held}, activations besides")
+        parts.append(f"{_size(needed)}{each} for {kept}, activations besides")
         # Weights that nobody changes may stay where their file is mapped, which all processes share.
         copies = here if use.trains or use.quantization else 1
-        total, free, what = needed * copies, psutil.virtual_memory().available, "memory"
+        total, free, what = needed * copies, left, "memory"
         if gpus:
             total, free, what = needed, torch.cuda.mem_get_info()[0], "memory on the GPU"
         if total > free:
@@ -210,23 +213,44 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int
                 f"{doing} {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
                 f"fewer processes, {adapters}a smaller model or a larger machine."
             )
+        left -= 0 if gpus else total
     if index is not None:
         parts.append(f"index {_size(index)}")
+    if held:
+        parts.append(f"vectors {_size(held)} in memory")
+        # Workers of a cluster that is there already may be on other hosts, and look for themselves.
+        if held > left and wishes.retrieval is not None and wishes.retrieval.on_this_host:
+            source = wishes.passages_path or "the source"
+            raise InputError(
+                f"The vectors of {source} cannot be mapped: exact search holds {_size(held)} of them in memory, and "
+                f"{_size(max(0, left))} are free beside the model; {REMEDY}."
+            )
     return "; ".join(parts)
 
 
+def _held_vectors(wishes: Wishes, config: dict[str, Any], retrieval: RetrievalSettings) -> int:
+    """Bytes of the vectors that exact search by `retrieval` reads into memory, if the source is on this host."""
+    index = _index_path(wishes, config)
+    passages = Path(wishes.passages_path or config.get("passages_path") or "nowhere")
+    if not retrieval.exact or index is None or not (index.is_file() and passages.is_dir()):
+        return 0
+    return retrieval.workers * bytes_to_hold(open_store(passages_folder(passages)), index)
+
+
 def _index_bytes(wishes: Wishes, config: dict[str, Any]) -> int | None:
-    """Bytes of the index file, if it is on this host; `config` is the checkpoint's, which may name one."""
+    """Bytes of the index file, if it is on this host."""
+    path = _index_path(wishes, config)
+    return path.stat().st_size if path is not None and path.is_file() else None
+
+
+def _index_path(wishes: Wishes, config: dict[str, Any]) -> Path | None:
+    """The index file; `config` is the checkpoint's, which may name one."""
     if wishes.index_path is not None:
-        path = Path(wishes.index_path)
-    elif wishes.passages_path is not None:
+        return Path(wishes.index_path)
+    if wishes.passages_path is not None:
         folder = Path(wishes.passages_path)
-        path = (folder if (folder / PASSAGES_NAME).is_dir() else folder.parent) / INDEX_NAME
-    elif config.get("index_path"):
-        path = Path(config["index_path"])
-    else:
-        return None
-    return path.stat().st_size if path.is_file() else None
+        return (folder if (folder / PASSAGES_NAME).is_dir() else folder.parent) / INDEX_NAME
+    return Path(config["index_path"]) if config.get("index_path") else None
 
 
 def _size(size: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ragstone.index.vector_index import build_index
@@ -13,6 +15,7 @@ from ragstone.knowledge.store import PassageStore, PassageWriter
 
 ROWS = 6000
 DIMENSION = 48
+UNMAPPED_ROWS, UNMAPPED_DIMENSION = 100, 8
 
 
 def write_source(folder: Path, rows: int, dimension: int) -> Path:
@@ -24,6 +27,18 @@ def write_source(folder: Path, rows: int, dimension: int) -> Path:
             writer.write([f"title {n}" for n in numbers], [f"täxt of passage {n}" for n in numbers], vectors)
     store = PassageStore(folder / PASSAGES_NAME)
     build_index(store.vector_chunks, rows, dimension, "Flat", folder / INDEX_NAME)
+    return folder
+
+
+def write_unmapped_source(folder: Path) -> Path:
+    """Passages in parquet with an index that is not flat: their vectors stand nowhere as they are searched."""
+    folder.mkdir()
+    vectors = np.random.default_rng(0).normal(size=(UNMAPPED_ROWS, UNMAPPED_DIMENSION)).astype(np.float32)
+    texts = [f"passage {row}" for row in range(UNMAPPED_ROWS)]
+    embeddings = pa.array(vectors.tolist(), pa.list_(pa.float32()))
+    table = pa.table({"title": texts, "text": texts, "embeddings": embeddings})
+    pq.write_table(table, folder / "passages.parquet", row_group_size=30)
+    build_index(lambda: iter([vectors]), *vectors.shape, "HNSW4,Flat", folder.parent / INDEX_NAME)
     return folder
 
 

@@ -17,6 +17,7 @@ from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.training.footprint import WeightUse
 from ragstone.training.placement import Wishes, plan_placement
+from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_unmapped_source
 
 NO_GPU = not torch.cuda.is_available()
 needs_no_gpu = pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
@@ -121,6 +122,25 @@ def test_what_is_not_held_is_not_asked_for(
         else:
             with pytest.raises(InputError, match=r"takes at least .* are free"):
                 plan(wishes, model=str(tmp_path), use=use)
+
+
+def test_vectors_that_cannot_be_mapped_must_fit_for_exact_search(
+    wishes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each worker of a part; where those are on other hosts, they look for themselves."""
+    source = str(write_unmapped_source(tmp_path / "nq"))
+    held = 2 * 4 * UNMAPPED_ROWS * UNMAPPED_DIMENSION
+    wanted = {"model": "someone/model", "passages_path": source}
+    here, elsewhere = (RetrievalSettings("ray", address, workers=2, parts=3) for address in ("local", "10.0.0.1:6379"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=held))
+    assert plan(wishes, **wanted, retrieval=here).lines[-1].endswith(f"vectors {held / 2**20:.1f} MiB in memory")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=held - 1))
+    with pytest.raises(InputError, match=f"^The vectors of {source} cannot be mapped: .* are free beside the model"):
+        plan(wishes, **wanted, retrieval=here)
+    for retrieval in (elsewhere, RetrievalSettings("ray", "local", workers=2)):
+        assert plan(wishes, **wanted, retrieval=retrieval)
+    # The index has them.
+    assert "vectors" not in plan(wishes, model="someone/model", retrieval=here).lines[-1]
 
 
 @needs_no_gpu
