@@ -85,6 +85,18 @@ def process_of(retriever: RayRetriever, worker: int, part: int = 0) -> int:
     return int(ray.get(retriever._crews[part]._workers[worker].process.remote()))
 
 
+def resident(process: int, path: Path) -> int:
+    """Bytes of the file at `path` that a process has in its memory map and has touched."""
+    found, inside = 0, False
+    for line in Path(f"/proc/{process}/smaps").read_text(encoding="utf-8").splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            inside = line.endswith(f" {path}")
+        elif inside and name == "Rss:":
+            found += 1024 * int(values[0])
+    return found
+
+
 def test_the_same_passages_as_in_this_process(pair: RayRetriever, alone: LocalRetriever) -> None:
     assert_as_alone(pair, alone)
 
@@ -97,9 +109,17 @@ def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever) -> None:
 def test_a_divided_source_gives_what_the_undivided_one_gives(
     cluster: RayCluster, large_source: Path, alone: LocalRetriever
 ) -> None:
-    """Ids, vectors and texts, without tolerance; a killed worker of a part is replaced as well."""
+    """Ids, vectors and texts, without tolerance; a killed worker of a part is replaced as well.
+
+    Each worker reads its third of the index alone, from the map.
+    """
     retriever = open_workers(large_source, parts=3)
     assert_as_alone(retriever, alone)
+    index = alone.source.index_path
+    for part in range(3):
+        third = index.stat().st_size / 3
+        # The system maps up to 64 KiB around a page that is touched: at both ends of the range, and for the header.
+        assert 0.9 * third < resident(process_of(retriever, 0, part), index) < third + 256 * 1024
     os.kill(process_of(retriever, 0), signal.SIGKILL)
     assert_as_alone(retriever, alone)
     retriever.close()
