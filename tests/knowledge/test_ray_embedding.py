@@ -49,6 +49,7 @@ PLAN = BuildPlan("flat", max_words=10, batch_size=4, precision="fp32")
 class Mark:
     """That a process has begun to embed something."""
 
+    host: str
     process: int
     threads: int
     what: str
@@ -62,8 +63,11 @@ class MarkingEncoder(TextEncoder):
     waits_for = 1
 
     def embed_tokens(self, tokens: TokenLists, **options: Any) -> FloatArray:
+        import ray
+
+        host = ray.get_runtime_context().get_node_id()
         what = hashlib.sha256(repr(tokens["input_ids"]).encode()).hexdigest()[:16]
-        name = f"{os.getpid()}-{torch.get_num_threads()}-{what}-{uuid.uuid4().hex}"
+        name = f"{host}-{os.getpid()}-{torch.get_num_threads()}-{what}-{uuid.uuid4().hex}"
         (self.folder / f"{time.monotonic_ns():020d}-{name}").touch()
         time.sleep(self.pause)
         wait_until(lambda: len({mark.process for mark in marks(self.folder)}) >= self.waits_for)
@@ -73,7 +77,7 @@ class MarkingEncoder(TextEncoder):
 def marks(folder: Path) -> list[Mark]:
     """All marks, the oldest first."""
     names = [path.name.split("-") for path in sorted(folder.iterdir())]
-    return [Mark(int(process), int(threads), what) for _, process, threads, what, _ in names]
+    return [Mark(host, int(process), int(threads), what) for _, host, process, threads, what, _ in names]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -85,15 +89,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A local cluster that believes to have cores for two workers."""
+    """A cluster of two hosts, as Ray sees it, each of which believes to have cores for one worker."""
     import ray
     from ray import cloudpickle
+    from ray.cluster_utils import Cluster
 
     # Workers do not find the modules of the tests.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=16, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    hosts = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    hosts.add_node(num_cpus=8)
+    ray.init(address=hosts.address, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
+    hosts.shutdown()
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
@@ -192,7 +200,8 @@ def test_the_source_is_that_of_one_process(run: Run, plain: KnowledgeSource) -> 
 
 
 def test_all_workers_embed_and_the_one_who_asks_does_not(run: Run) -> None:
-    """Two, and the one that came for the killed one; each with as many threads as asked for."""
+    """One on each host, and the one that came for the killed one; each with as many threads as asked for."""
+    assert len({mark.host for mark in run.marks}) == 2
     assert len({mark.process for mark in run.marks}) in (2, 3)
     assert os.getpid() not in {mark.process for mark in run.marks}
     assert {mark.threads for mark in run.marks} == {1}
