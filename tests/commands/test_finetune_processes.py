@@ -150,17 +150,31 @@ def test_every_process_searches_by_words(
 
 
 @pytest.mark.slow
-def test_under_torchrun(tmp_path: Path, base: dict[str, Any], alone: Path) -> None:
-    flags = {**base, "train_batch_size": 3, "output_dir": tmp_path / "run"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    found = subprocess.run(
-        [*torchrun, "-m", "ragstone", *words(flags)], capture_output=True, text=True, check=False, env=_environment()
-    )
-    assert found.returncode == 0, found.stderr
+@pytest.mark.parametrize("machines", [1, 2])
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_under_other_launchers(tmp_path: Path, base: dict[str, Any], alone: Path, launcher: str, machines: int) -> None:
+    """Two processes that are one machine's, or that two machines start, each with its own rank."""
+    command = ["-m", "ragstone", *words({**base, "train_batch_size": 3, "output_dir": tmp_path / "run"})]
+    port = _free_port()
+    with ThreadPoolExecutor() as pool:
+        started = [
+            pool.submit(
+                subprocess.run,
+                [sys.executable, *_launcher(launcher, machines, rank, port), *command],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=_environment(),
+            )
+            for rank in range(machines)
+        ]
+    found = [machine.result() for machine in started]
+    for machine in found:
+        assert machine.returncode == 0, machine.stderr
     assert_the_same_run(tmp_path / "run", alone)
     # Two processes, but one speaks.
-    assert found.stdout.count("output ") == 1
-    assert found.stderr.count("step 50/50") == 1
+    assert [machine.stdout.count("output ") for machine in found] == [1, 0][:machines]
+    assert [machine.stderr.count("step 50/50") for machine in found] == [1, 0][:machines]
 
 
 @pytest.mark.slow
@@ -176,10 +190,8 @@ def test_under_accelerate_launch_without_retrieval(tmp_path: Path, base: dict[st
     one = {**flags, "train_batch_size": 6, "output_dir": tmp_path / "one"}
     assert main(words(one)) == 0
     two = {**flags, "train_batch_size": 3, "output_dir": tmp_path / "two"}
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     found = subprocess.run(
-        [sys.executable, *launch, "-m", "ragstone", *words(two)],
+        [sys.executable, *_launcher("accelerate", 1, 0, _free_port()), "-m", "ragstone", *words(two)],
         capture_output=True,
         text=True,
         check=False,
@@ -365,6 +377,23 @@ def test_the_documentations_flags() -> None:
 def _environment() -> dict[str, str]:
     """A Ray cluster that something else runs on this machine is left alone."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+
+
+def _launcher(name: str, machines: int, rank: int, port: int) -> list[str]:
+    """Arguments of Python for a launcher of two processes in all, on the machine of this rank."""
+    if name == "torchrun":
+        place = ["--nnodes", str(machines), "--node_rank", str(rank), "--nproc_per_node", str(2 // machines)]
+        return ["-m", "torch.distributed.run", *place, "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    place = ["--num_processes", "2", "--num_machines", str(machines), "--machine_rank", str(rank)]
+    place += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    settings = ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    return ["-m", "accelerate.commands.launch", "--multi_gpu", *place, *settings]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _started_in_background(flags: dict[str, Any]) -> subprocess.Popen[str]:
