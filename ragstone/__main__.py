@@ -76,22 +76,24 @@ def _dispatch(words: list[str]) -> int:
         return 0
     command = COMMANDS.get(words[0].replace("_", "-"))
     if command is None:
-        return _fail("ragstone", f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
+        return _refuse("ragstone", f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
     program = f"ragstone {words[0]}"
     try:
         return _run(command, program, words[1:])
     except InputError as error:
-        return _fail(program, str(error))
+        return _refuse(program, str(error))
     except LostError as error:
-        return _fail(program, str(error), LOST)
+        # Said at once and by each process, for what it has lost may be the way to the others.
+        _say(program, str(error))
+        return LOST
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        _say(program, "interrupted")
         return INTERRUPTED
     except OSError as error:
         # What the file system refuses (permission, no space left) is no fault of the program's.
         if error.filename is None or error.strerror is None:
             raise
-        return _fail(program, f"{error.filename}: {error.strerror}.")
+        return _refuse(program, f"{error.filename}: {error.strerror}.")
 
 
 def _run(command: Command, program: str, arguments: list[str]) -> int:
@@ -139,9 +141,13 @@ def _overview() -> str:
     )
 
 
-def _fail(program: str, message: str, code: int = UNUSABLE_INPUT) -> int:
-    say_once(message, lambda: print(f"{program}: {message}", file=sys.stderr, flush=True))
-    return code
+def _refuse(program: str, message: str) -> int:
+    say_once(message, lambda: _say(program, message))
+    return UNUSABLE_INPUT
+
+
+def _say(program: str, message: str) -> None:
+    print(f"{program}: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed import TCPStore
 
 from ragstone.__main__ import main
 from ragstone.commands.finetune import FinetuneSettings
@@ -319,6 +320,27 @@ def test_under_torchrun_what_all_refuse_is_said_once(tmp_path: Path, base: dict[
     said = [line for line in found.stderr.splitlines() if line.startswith("ragstone finetune: ")]
     assert said == ["ragstone finetune: nowhere/train.source cannot be read: No such file or directory."]
     assert not (tmp_path / "run").exists()
+
+
+def test_what_one_has_lost_is_said_without_asking_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun, through whose store they are asked where all may refuse the same."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    lost = words({**base, "output_dir": tmp_path / "run", "distributed_timeout": 1})
+    asked, codes = [], []
+    for attempt, arguments in enumerate((lost, ["finetune", "--n_docs", "few"])):
+        for name, value in {**place, **meeting, "TORCHELASTIC_RESTART_COUNT": str(attempt)}.items():
+            monkeypatch.setenv(name, value)
+        store.set(f"refusal/{attempt}/first", "")
+        store.set(f"refusal/{attempt}/done/0", "")
+        codes.append(main(arguments))
+        asked.append(store.check([f"refusal/{attempt}/done/1"]))
+    assert "Rank 1 of 2 could not meet the others" in capfd.readouterr().err
+    assert codes == [3, 2]
+    assert asked == [False, True]
 
 
 def test_a_missing_ray_is_said_before_anything_is_loaded(
