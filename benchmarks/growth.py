@@ -166,19 +166,19 @@ def _target(settings: Settings) -> Iterator[tuple[int, str, str, float]]:
 
 def _corpus(settings: Settings) -> Iterator[tuple[int, str, str, float]]:
     sizes = sorted(map(int, settings.corpus.split(",")))
-    written = [size for size in sizes if size <= settings.largest]
     repeats = 10 * settings.repeats
     for size in sizes:
-        source = SyntheticSource(settings.work_dir / "synthetic", size if size in written else max(written), DIMENSION)
+        written = size <= settings.largest
+        source = SyntheticSource(settings.work_dir / "synthetic", min(size, settings.largest), DIMENSION)
         source.write_passages()
         questions = source.questions()[:ASKED]
-        indexes = {"hnsw": hnsw_source(source)} if size in written else {}
+        indexes = {"hnsw": hnsw_source(source)} if written else {}
         indexes["ivfpq"] = ivfpq_index(source, size)
         for curve, index in indexes.items():
-            opened = KnowledgeSource(source.passages_path, index) if size in written else None
+            opened = KnowledgeSource(source.passages_path, index) if written else None
             ours: Any = LocalRetriever(opened) if opened else StandIn(VectorIndex.open(index), source.passages_path)
             sides = {"ragstone": ours}
-            if size in written:
+            if written:
                 sides["reference"] = reference_retriever(source, index)
             work = {name: partial(each.retrieve, questions, N_DOCS) for name, each in sides.items()}
             for side, seconds in _in_turn(work, repeats):

@@ -6,7 +6,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
@@ -141,7 +141,7 @@ def _is_unicode(text: str) -> bool:
 
 def _as_json(question: str, answer: Answer) -> str:
     passages = [
-        {**asdict(p.passage), "score": p.score, "prior": p.prior, "posterior": p.posterior} for p in answer.passages
+        {**p.passage._asdict(), "score": p.score, "prior": p.prior, "posterior": p.posterior} for p in answer.passages
     ]
     record = {"question": question, "answer": answer.text, "score": answer.score, "passages": passages}
     return json.dumps(record, ensure_ascii=False)

@@ -197,7 +197,7 @@ def _plain_title(title: str) -> str:
 def _as_json(prediction: Prediction) -> str:
     passages = [
         {
-            **dataclasses.asdict(found.passage),
+            **found.passage._asdict(),
             "score": found.score,
             "prior": found.prior,
             # JSON has no nan, which stands for "no answer".

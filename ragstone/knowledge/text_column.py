@@ -24,9 +24,11 @@ class TextColumn:
             array = array.fill_null("")
         _, offsets, data = array.buffers()
         width = np.dtype(np.int64 if pa.types.is_large_string(array.type) else np.int32)
-        self._offsets = np.frombuffer(offsets, width, len(array) + 1, array.offset * width.itemsize)
+        # A memoryview gives an integer for an index in half the time that an array takes.
+        self._offsets = np.frombuffer(offsets, width, len(array) + 1, array.offset * width.itemsize).data
         self._data = memoryview(data if data is not None else b"")
 
     def __getitem__(self, row: int) -> memoryview:
         """The string in `row`, as the bytes of its UTF-8."""
-        return self._data[self._offsets[row] : self._offsets[row + 1]]
+        offsets = self._offsets
+        return self._data[offsets[row] : offsets[row + 1]]
