@@ -166,7 +166,8 @@ def _growth(axis: str, points: Sequence[Point], path: Path) -> Path:
     axes.set_ylabel("milliseconds per question")
     axes.grid(axis="y", color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    # Above the lines, which may be anywhere.
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _save(figure, path)
 
 
