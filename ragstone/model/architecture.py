@@ -54,11 +54,6 @@ def as_generator(model: Any, tokenizer: Any, prompt: PromptSettings | None) -> G
     """
     if model.config.is_encoder_decoder:
         return Seq2SeqGenerator(model, tokenizer)
-    if model._is_stateful:
-        raise InputError(
-            f"The generator is a {model.config.model_type} model, which keeps a state instead of what it has read, so "
-            "that answers to one prompt cannot be told apart; take one with attention only, such as Llama or Qwen."
-        )
     return CausalGenerator(model, tokenizer, make_wrapping(tokenizer, prompt or PromptSettings()))
 
 

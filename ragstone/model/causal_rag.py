@@ -20,3 +20,8 @@ class CausalRag(RagPreTrainedModel):
             generator = AutoModelForCausalLM.from_config(config.generator)
         self.rag = RagModel(config=config, question_encoder=question_encoder, generator=generator)
         self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: in others' code, transformers leaves unset what no checkpoint holds (Falcon-H1's factors)."""
+        return False

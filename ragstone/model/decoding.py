@@ -59,6 +59,11 @@ class Decoding:
         return self.max_length if self.max_new_tokens is None else self.max_new_tokens + 1
 
     @property
+    def answers_at_once(self) -> int:
+        """Answers to a context that are written together."""
+        return max(self.num_beams, self.num_return_sequences)
+
+    @property
     def samples(self) -> bool:
         """Whether every answer is an independent draw; beams that sample are a search nevertheless."""
         return self.do_sample and self.num_beams == 1

@@ -41,21 +41,31 @@ def add_adapters(model: Any, settings: LoraSettings) -> Any:
 
 
 def _add(peft: Any, model: Any, settings: LoraSettings) -> Any:
+    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if hasattr(layer, "weight")}
     config = peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         target_modules=list(settings.target_modules) or ALL_LINEAR,
+        exclude_modules=None if settings.target_modules else _read_past(model) or None,
         lora_dropout=settings.dropout,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if hasattr(layer, "weight")})
+        asked = " ".join(settings.target_modules)
+        if any(name in names for name in settings.target_modules):
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise InputError(f"--lora_target_modules {asked} cannot have adapters ({reason}).") from error
         raise InputError(
-            f"--lora_target_modules {' '.join(settings.target_modules)} names no layer of the generator; its layers "
-            f"are {', '.join(names)}."
+            f"--lora_target_modules {asked} names no layer of the generator; its layers are {', '.join(sorted(names))}."
         ) from error
+
+
+def _read_past(model: Any) -> list[str]:
+    """Layers whose weights a layer of states reads itself (Mamba), past adapters that stand beside them."""
+    holders = (name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D"))
+    return [f"{name}.{layer}" for name in holders for layer in ("dt_proj", "out_proj")]
 
 
 def load_adapters(model: Any, folder: Path) -> Any:
@@ -92,8 +102,8 @@ def adapter_differences(model: Any, settings: LoraSettings) -> dict[str, tuple[A
 
 @contextmanager
 def _peft() -> Iterator[Any]:
-    """The library, without two warnings: it asks transformers for what that deprecates, and says that it has found out
-    by itself that a layer of GPT-2 keeps its weights transposed."""
+    """The library, without three warnings: it asks transformers for what that deprecates, says that it has found out
+    that a layer of GPT-2 keeps its weights transposed, and looks for adapters of experts where there are none."""
     try:
         import peft
     except ImportError as error:
@@ -101,4 +111,5 @@ def _peft() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys did not match")
         yield peft

@@ -37,6 +37,7 @@ def search_answers(
     ends: Sequence[int],
     bad_words: Sequence[Sequence[int]] | None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    contexts_at_once: int | None = None,
 ) -> list[list[list[int]]]:
     """Search as `decoding` says. See generator.Generator.search.
 
@@ -49,6 +50,7 @@ def search_answers(
         ends: tokens that end an answer.
         bad_words: token sequences never written.
         options: further generation settings.
+        contexts_at_once: how many are written from together, at most; any number where None. A group is not divided.
     """
     settings: dict[str, Any] = {
         "bad_words_ids": [list(words) for words in bad_words] if bad_words else None,
@@ -59,7 +61,7 @@ def search_answers(
     found: list[list[list[int]]] = []
     device = doc_log_probs.device
     n = doc_log_probs.shape[1]
-    for first, last in _parts(model, doc_log_probs, decoding):
+    for first, last in _parts(model, doc_log_probs, decoding, contexts_at_once):
         weights = doc_log_probs[first:last]
         groups = last - first
         writing = MarginalWriting(begin(torch.arange(first * n, last * n, device=device)), weights)
@@ -78,12 +80,14 @@ def search_answers(
     return found
 
 
-def _parts(model: Any, doc_log_probs: torch.Tensor, decoding: Decoding) -> Iterator[tuple[int, int]]:
+def _parts(
+    model: Any, doc_log_probs: torch.Tensor, decoding: Decoding, contexts_at_once: int | None
+) -> Iterator[tuple[int, int]]:
     """The groups in runs, whose scores over the vocabulary are no more numbers than SCORES_AT_ONCE at each token."""
     groups, n = doc_log_probs.shape
     limit = SCORES_AT_ONCE if doc_log_probs.device.type == "cpu" else GPU_SCORES_AT_ONCE
-    answers = max(decoding.num_beams, decoding.num_return_sequences)
-    at_once = max(1, limit // (n * answers * vocabulary_layer(model).out_features))
+    contexts = limit // (decoding.answers_at_once * vocabulary_layer(model).out_features)
+    at_once = max(1, min(contexts, contexts_at_once or contexts) // n)
     return ((first, min(first + at_once, groups)) for first in range(0, groups, at_once))
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, MptConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, RwkvConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ragstone.errors import InputError
-from ragstone.model import causal
 from ragstone.model.architecture import as_generator
 from ragstone.model.causal import CausalGenerator
 from ragstone.model.decoding import Decoding
@@ -21,12 +21,26 @@ from ragstone.model.marginal import document_log_probs
 from ragstone.model.open import checkpoint_gradients
 from ragstone.model.prompt import Wrapping
 from ragstone.model.reader import Hypothesis, Reader
+from ragstone.model.row_by_row import RowByRow
+from ragstone.model.side_by_side import SideBySide
 
 WORDS = ("</s>", "a", "b", "c", "<turn>")
 END, TURN = 0, 4
 LENGTH = 3
 SMALL = {"vocab_size": 5, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 HALF_HEADS = {**SMALL, "num_key_value_heads": 2, "eos_token_id": END}
+HEADS_OF_STATES = {"num_heads": 4, "head_dim": 8, "n_groups": 1, "state_size": 4, "expand": 2, "chunk_size": 4}
+LINEAR_ATTENTION = {
+    **HALF_HEADS,
+    "head_dim": 4,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2", {"vocab_size": 5, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "Llama": ("Llama", HALF_HEADS),
@@ -58,7 +72,41 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 64,
         },
     ),
+    "BLOOM": ("Bloom", {"vocab_size": 5, "hidden_size": 16, "n_layer": 2, "n_head": 4}),
+    "MPT": ("Mpt", {"vocab_size": 5, "d_model": 16, "n_layers": 2, "n_heads": 4}),
+    "Mamba": ("Mamba", {"vocab_size": 5, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
+    "Mamba 2": ("Mamba2", {"vocab_size": 5, "hidden_size": 16, "num_hidden_layers": 2, **HEADS_OF_STATES}),
+    "Jamba": (
+        "Jamba",
+        {
+            **HALF_HEADS,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "num_experts": 2,
+            "mamba_d_state": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "Qwen3-Next": ("Qwen3Next", {**LINEAR_ATTENTION, "num_experts": 4, "num_experts_per_tok": 2}),
+    "Qwen3.5": ("Qwen3_5Text", LINEAR_ATTENTION),
+    "Falcon-H1": (
+        "FalconH1",
+        {
+            **HALF_HEADS,
+            "head_dim": 4,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 4,
+            "mamba_chunk_size": 4,
+        },
+    ),
+    "LFM2": ("Lfm2", {**HALF_HEADS, "layer_types": ["conv", "full_attention"]}),
 }
+ROW_BY_ROW = {"BLOOM", "MPT", "Mamba", "Mamba 2", "Jamba", "Qwen3-Next", "Qwen3.5", "Falcon-H1", "LFM2"}
+"""Those whose answers need a row each; all others stand side by side."""
 CONTEXTS = [("a b a", " c"), ("b", " a"), ("c c b a a b", ""), ("a", " b c"), ("b c", " b"), ("", "c a")]
 SCORES = torch.tensor([[0.3, 1.0, -0.2], [1.5, 0.0, 0.4]])
 
@@ -85,7 +133,9 @@ def make(family: str) -> CausalGenerator:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.5)
     # Eager attention computes its softmax in float32, where the mask's lowest float64 number is infinite.
-    return CausalGenerator(model.double() if model._supports_sdpa else model, words(), Wrapping())
+    # States and their experts are computed in float32 whatever the weights' type.
+    exact = model._supports_sdpa and family not in ROW_BY_ROW
+    return CausalGenerator(model.double() if exact else model, words(), Wrapping())
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -166,8 +216,8 @@ def test_gradient_checkpointing(generator: CausalGenerator) -> None:
         if again:
             checkpoint_gradients(model)
         calls: list[Any] = []
-        attention = next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
-        hook = attention.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        layer = next(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+        hook = next(layer.children()).register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         generator.model.train()
         generator.target_logits(generator.encode(CONTEXTS, 64), targets()).square().sum().backward()
         hook.remove()
@@ -268,13 +318,13 @@ def test_questions_are_searched_a_few_at_a_time(
     decoding = Decoding(3, max_length=LENGTH + 2, num_return_sequences=3)
     together = Reader(llama, kind).generate(contexts, prior, decoding)
     sizes: list[int] = []
-    begun = causal._CausalWriting.__init__
+    begin = SideBySide.begin
 
-    def watched(self: Any, generator: Any, contexts: Any) -> None:
-        sizes.append(len(contexts))
-        begun(self, generator, contexts)
+    def watched(self: Any, prompts: Any) -> Any:
+        sizes.append(len(prompts))
+        return begin(self, prompts)
 
-    monkeypatch.setattr(causal._CausalWriting, "__init__", watched)
+    monkeypatch.setattr(SideBySide, "begin", watched)
     monkeypatch.setattr("ragstone.model.marginal_search.SCORES_AT_ONCE", 1)
     apart = Reader(llama, kind).generate(contexts, prior, decoding)
     assert sizes == ([1] * 6 if kind == "sequence" else [3, 3])
@@ -408,8 +458,14 @@ def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
         generator.search(prompts, torch.zeros(1, 1), Decoding(1, max_length=5))
 
 
-@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
-def test_what_does_not_heed_positions_or_mask_is_refused(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_stand_side_by_side_where_they_can(family: str) -> None:
+    """MPT's slopes are so gentle that few answers side by side would not show them."""
+    assert isinstance(make(family)._continuation, RowByRow if family in ROW_BY_ROW else SideBySide)
+
+
+def without(ignored: str, monkeypatch: pytest.MonkeyPatch) -> CausalGenerator:
+    """A Llama that does not heed one of its inputs."""
     model = make("Llama").model
     forward = type(model).forward
 
@@ -418,26 +474,47 @@ def test_what_does_not_heed_positions_or_mask_is_refused(ignored: str, monkeypat
         return forward(self, **inputs, **{name: value for name, value in given.items() if name != ignored})
 
     monkeypatch.setattr(type(model), "forward", heedless)
-    with pytest.raises(InputError, match="does not attend as a mask and positions say"):
-        CausalGenerator(model, words(), Wrapping())
+    return CausalGenerator(model, words(), Wrapping())
 
 
-def test_what_cannot_keep_answers_apart_is_refused() -> None:
-    bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=5, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(InputError, match="bloom generator does not attend as a mask and positions say"):
-        as_generator(bloom, words(), None)
-    # Its slopes are so gentle that few answers side by side do not show them.
-    mpt = AutoModelForCausalLM.from_config(MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=4))
+def test_what_does_not_heed_positions_has_a_row_for_each_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(without("position_ids", monkeypatch)._continuation, RowByRow)
+
+
+def test_what_does_not_heed_the_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="llama generator scores a text otherwise beside others than alone"):
+        without("attention_mask", monkeypatch)
+
+
+def test_what_takes_no_mask_is_refused() -> None:
+    rwkv = AutoModelForCausalLM.from_config(RwkvConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2))
+    with pytest.raises(InputError, match="rwkv generator scores a text otherwise beside others than alone"):
+        as_generator(rwkv, words(), None)
+
+
+@pytest.mark.parametrize("kept", [1, 24])
+@pytest.mark.parametrize("family", sorted(ROW_BY_ROW))
+def test_copies_of_prompts_are_kept_a_few_at_a_time(family: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found and scored does not depend on how many."""
+    generator = make(family)
+    together = search(generator, "token", 3, answers=3)
     with torch.no_grad():
-        for parameter in mpt.parameters():
-            parameter.normal_(std=0.3)
-    with pytest.raises(InputError, match="mpt generator does not attend as a mask and positions say"):
-        as_generator(mpt, words(), None)
-    mamba = AutoModelForCausalLM.from_config(
-        MambaConfig(vocab_size=5, hidden_size=16, num_hidden_layers=1, state_size=4)
-    )
-    with pytest.raises(InputError, match="mamba model, which keeps a state"):
-        as_generator(mamba, words(), None)
+        expected = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
+    begun: list[int] = []
+    begin = RowByRow.begin
+
+    def watched(self: Any, prompts: Any) -> Any:
+        begun.append(len(prompts))
+        return begin(self, prompts)
+
+    monkeypatch.setattr(RowByRow, "begin", watched)
+    monkeypatch.setattr("ragstone.model.row_by_row.TOKENS_KEPT", kept)
+    with torch.no_grad():
+        found = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
+    assert sum(begun) == len(CONTEXTS) and len(begun) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    apart = search(generator, "token", 3, answers=3)
+    assert [[h.labels for h in row] for row in apart] == [[h.labels for h in row] for row in together]
 
 
 def test_any_of_several_end_tokens_ends_an_answer(llama: CausalGenerator) -> None:
