@@ -4,9 +4,10 @@
 
 PASSAGES is psgs_w100.tsv.pkl, a dictionary of id to text and title; META is *.index_meta.dpr, the list of the ids of
 the index's rows. Titles and texts in the order of those rows are written to OUTPUT, an Arrow stream. Nothing but
-dictionaries, lists, tuples, sets, texts, bytes, numbers and NumPy arrays of them is made: a pickle that asks for
-anything else is refused before it gets it. Exit code 3 means that, or that a file is not what it should be; one line on
-standard error says what.
+dictionaries, lists, tuples, sets, texts, bytes and numbers is made, NumPy's arrays as lists: a pickle that asks for
+anything else is refused before it gets it. It gets nothing of NumPy either, whose types believe what a pickle says of
+their memory: one that lied could read and call any place of it. Exit code 3 means that a file is refused, or is not
+what it should be; one line on standard error says what.
 
 Knows nothing of Ragstone, so that it starts with no more than it needs.
 """
@@ -14,6 +15,7 @@ Knows nothing of Ragstone, so that it starts with no more than it needs.
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,9 @@ import numpy as np
 import pyarrow as pa
 
 REFUSED = 3
+ORDERS = "<>="
+PLAIN_TYPE = re.compile(rf"[{ORDERS}|]?([biuf][1-8]|[SU]\d{{1,9}}|O8?)")
+"""Numbers, texts and bytes, and lists of what the pickle made before, as NumPy names them."""
 ROWS_PER_BATCH = 1000
 
 
@@ -30,24 +35,72 @@ class Refusal(Exception):
     """A file that is not read on; the message is one sentence."""
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
+class _Type:
+    """A NumPy type of plain values, for numpy.dtype: its own would believe what a pickle says of its memory."""
+
+    def __init__(self, name: Any) -> None:
+        if not isinstance(name, str) or not PLAIN_TYPE.fullmatch(name):
+            raise Refusal(f"it holds values of the type {name!r}")
+        self._name = name.lstrip(ORDERS + "|")
+        self._order = name[0] if name[0] in ORDERS else "="
+
+    @property
+    def holds_objects(self) -> bool:
+        """Whether an array of it is a list of what the pickle made before."""
+        return self._name.startswith("O")
+
+    def values(self, content: Any) -> Any:
+        """A one-dimensional array of the values that `content` holds as bytes."""
+        if self.holds_objects:
+            raise Refusal("it holds an array of objects as bytes")
+        return np.frombuffer(content, np.dtype(self._order + self._name))
+
+    def __setstate__(self, state: Any) -> None:
+        """Of what numpy.dtype adds, the order of bytes alone; a plain type has no fields."""
+        order, *fields = state[1:5]
+        if order not in ("|", *ORDERS) or any(field is not None for field in fields):
+            raise Refusal("it holds values of a type with fields")
+        self._order = "=" if order == "|" else order
+
+
+class _Array:
+    """An array in one dimension, for numpy.ndarray, whose own would believe what a pickle says of its memory."""
+
+    def __init__(self, values: list[Any] | None = None) -> None:
+        self.values = values or []
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, _, content = state
+        self.values = _plain(shape, kind, content)
+
+
+def _plain(shape: Any, kind: Any, content: Any) -> list[Any]:
+    """The values of an array as a list."""
+    if not isinstance(kind, _Type) or not isinstance(shape, tuple) or len(shape) != 1:
+        raise Refusal(f"it holds an array of the shape {shape!r}")
+    if kind.holds_objects and isinstance(content, list):
+        return content
+    values: list[Any] = kind.values(content).tolist()
+    return values
+
+
+def _type(name: Any, *_: Any) -> _Type:
+    return _Type(name)
+
+
+def _array(*_: Any) -> _Array:
     """An empty array, which its contents are put into next."""
-    if kind is not np.ndarray:
-        raise Refusal(f"it makes an array of {kind!r}")
-    return np.ndarray.__new__(np.ndarray, shape, code)
+    return _Array()
 
 
-def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
+def _from_buffer(content: Any, kind: Any, shape: Any, *_: Any) -> _Array:
     """An array of numbers, as pickles of protocol 5 hold it."""
-    if dtype.kind not in "biufSU":
-        raise Refusal(f"it holds an array of type {dtype}")
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+    return _Array(_plain(shape, kind, content))
 
 
-def _scalar(dtype: Any, content: Any = b"") -> Any:
-    if dtype.kind not in "biufSU":
-        raise Refusal(f"it holds a number of type {dtype}")
-    return np.frombuffer(content, dtype)[0]
+def _scalar(kind: Any, content: Any = b"") -> Any:
+    """A NumPy number as one of Python's."""
+    return _plain((1,), kind, content)[0]
 
 
 def _bytes(text: str, encoding: str) -> bytes:
@@ -57,15 +110,19 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+def _no_call(*_: Any) -> Any:
+    raise Refusal("it makes an array of its own memory")
+
+
 PLAIN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _no_call,
+    ("numpy", "dtype"): _type,
     ("_codecs", "encode"): _bytes,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
-"""All that a pickle may name. Dictionaries, lists, texts and numbers have no names."""
+"""All that a pickle may name, and what it gets: functions of this module. Lists, texts and numbers have no names."""
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -91,7 +148,7 @@ def load(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return PlainUnpickler(file).load()
+            found = PlainUnpickler(file).load()
     except Refusal as error:
         raise Refusal(f"{path} is refused: {error}; nothing of it was run.") from error
     except OSError as error:
@@ -100,6 +157,7 @@ def load(path: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:160].rstrip(".")
         raise Refusal(f"{path} is no pickle, or a damaged one ({type(error).__name__}: {reason}).") from error
+    return found.values if isinstance(found, _Array) else found
 
 
 def rows(passages_path: Path, meta_path: Path) -> Iterator[tuple[str, str]]:
@@ -109,7 +167,7 @@ def rows(passages_path: Path, meta_path: Path) -> Iterator[tuple[str, str]]:
         Refusal: a file that holds something else, or a row without a passage.
     """
     ids = load(meta_path)
-    if not isinstance(ids, (list, tuple, np.ndarray)):
+    if not isinstance(ids, (list, tuple)):
         raise Refusal(f"{meta_path} holds a {type(ids).__name__} instead of a list of ids.")
     passages = load(passages_path)
     if not isinstance(passages, dict):

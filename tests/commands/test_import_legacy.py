@@ -186,6 +186,54 @@ def test_names_that_are_not_plain_data(tmp_path: Path, content: bytes, named: st
         load(tmp_path / "a.pkl")
 
 
+class Built(Call):
+    """Unpickling it would call `function` and give what it makes a state."""
+
+    def __init__(self, state: Any, function: Any, *arguments: Any) -> None:
+        super().__init__(function, *arguments)
+        self.call = (*self.call, state)
+
+
+# What a pickle says of a type whose values are Python objects, and in the end that it needs no care.
+CARELESS = (*np.dtype([("x", "O")]).__reduce__()[2][:-1], 0)
+LYING = Built(CARELESS, np.dtype, "V8", False, True)
+NUMBERS_WITH_FIELDS = Built(CARELESS, np.dtype, "i8", False, True)
+EMPTY = (np.ndarray, (0,), b"b")
+REBUILD = np.arange(1).__reduce__()[0]
+SCALAR: Any = np.int64(1).__reduce__()[0]  # type: ignore[index]
+A_PLACE = b"A" * 8
+
+
+@pytest.mark.parametrize(
+    ("trap", "reason"),
+    [
+        (Built((1, (1,), LYING, False, A_PLACE), REBUILD, *EMPTY), "values of the type 'V8'"),
+        (Built((1, (1,), NUMBERS_WITH_FIELDS, False, A_PLACE), REBUILD, *EMPTY), "values of a type with fields"),
+        (Built((1, (1,), np.dtype("O"), False, A_PLACE), REBUILD, *EMPTY), "an array of objects as bytes"),
+        (Built((1, (1, 1), np.dtype("i8"), False, A_PLACE), REBUILD, *EMPTY), r"an array of the shape \(1, 1\)"),
+        (Call(np.ndarray, (1,), np.dtype("O"), A_PLACE), "an array of its own memory"),
+        (Call(SCALAR, np.dtype("O"), A_PLACE), "an array of objects as bytes"),
+        (Call(SCALAR, LYING, A_PLACE), "values of the type 'V8'"),
+    ],
+    ids=["type", "fields", "objects", "shape", "array", "number", "number of a type"],
+)
+def test_an_array_that_lies_about_its_memory_is_refused(tmp_path: Path, trap: Any, reason: str) -> None:
+    """NumPy's own would take eight bytes of the file for the place of a Python object."""
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([trap], protocol=4))
+    with pytest.raises(Refusal, match=reason):
+        load(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_become_lists(tmp_path: Path, order: str, protocol: int) -> None:
+    arrays = [np.array(values, dtype=kind) for values, kind in (([3, -1], f"{order}i8"), (["é", "abc"], f"{order}U3"))]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
+    assert [array.values for array in load(tmp_path / "a.pkl")] == [[3, -1], ["é", "abc"]]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays[0], protocol=protocol))
+    assert load(tmp_path / "a.pkl") == [3, -1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
