@@ -43,7 +43,7 @@ class CausalGenerator:
     def __init__(self, model: Any, tokenizer: Any, wrapping: Wrapping) -> None:
         """
         Raises:
-            InputError: the model names no end token, or scores what it reads with others otherwise than alone.
+            InputError: the model names no end token, or does not read a text beside others as it reads it alone.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -82,8 +82,6 @@ class CausalGenerator:
         """See Generator.target_logits."""
         wanted = (labels != IGNORED) if places is None else places
         if not torch.is_grad_enabled():
-            if contexts.memory is None:
-                contexts = Prompts(contexts.ids, contexts.device, self._continuation.read(contexts.ids))
             return self._continuation.target_logits(contexts, labels, wanted)
         logits = self._sequence_logits(contexts, labels)
         return logits if places is None else logits[places[labels != IGNORED]]
@@ -167,8 +165,8 @@ def _choose_continuation(model: Any, filler: int) -> Continuation:
         except Exception as error:  # models that take no such mask, or no cache of this kind, say so in many ways
             cause = error
     raise InputError(
-        f"The {model.config.model_type} generator scores a text otherwise beside others than alone, so that answers "
-        "cannot be compared; take another one, such as Llama, Qwen or Mamba."
+        f"The {model.config.model_type} generator does not read a text beside others as it reads it alone, so that "
+        "answers cannot be compared; take another one, such as Llama, Qwen or Mamba."
     ) from cause
 
 

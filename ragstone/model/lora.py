@@ -15,6 +15,8 @@ from typing import Any
 from ragstone.errors import InputError
 
 ALL_LINEAR = "all-linear"
+READ_PAST = {"dt_proj", "out_proj"}
+"""Names of linear layers in a layer of states whose weights it reads without calling them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class LoraSettings:
     alpha: int
     """What they are scaled by, divided by r."""
     target_modules: tuple[str, ...] = ()
-    """Names of the layers that get them; all linear layers but the one over the vocabulary where empty."""
+    """Names of the layers that get them; all linear ones that can, but the one over the vocabulary, where empty."""
     dropout: float = 0.0
 
 
@@ -34,7 +36,7 @@ def add_adapters(model: Any, settings: LoraSettings) -> Any:
     """The model with new adapters, which change nothing yet; they alone are trainable.
 
     Raises:
-        InputError: peft is not installed, or no layer has such a name.
+        InputError: peft is not installed, no layer has such a name, or one that has cannot have adapters.
     """
     with _peft() as peft:
         return _add(peft, model, settings)
@@ -42,19 +44,25 @@ def add_adapters(model: Any, settings: LoraSettings) -> Any:
 
 def _add(peft: Any, model: Any, settings: LoraSettings) -> Any:
     names = {name.rpartition(".")[2] for name, layer in model.named_modules() if hasattr(layer, "weight")}
+    asked = " ".join(settings.target_modules)
+    past = _read_past(model)
+    if past and READ_PAST & {*settings.target_modules}:
+        raise InputError(
+            f"--lora_target_modules {asked}: the {model.config.model_type} generator reads the weights of "
+            f"{' and '.join(sorted(READ_PAST))} past adapters; leave them out."
+        )
     config = peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         target_modules=list(settings.target_modules) or ALL_LINEAR,
-        exclude_modules=None if settings.target_modules else _read_past(model) or None,
+        exclude_modules=past or None,
         lora_dropout=settings.dropout,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        asked = " ".join(settings.target_modules)
-        if any(name in names for name in settings.target_modules):
+        if names & {*settings.target_modules}:
             reason = " ".join(str(error).split())[:300].rstrip(".")
             raise InputError(f"--lora_target_modules {asked} cannot have adapters ({reason}).") from error
         raise InputError(
@@ -65,7 +73,7 @@ def _add(peft: Any, model: Any, settings: LoraSettings) -> Any:
 def _read_past(model: Any) -> list[str]:
     """Layers whose weights a layer of states reads itself (Mamba), past adapters that stand beside them."""
     holders = (name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D"))
-    return [f"{name}.{layer}" for name in holders for layer in ("dt_proj", "out_proj")]
+    return [f"{name}.{layer}" for name in holders for layer in sorted(READ_PAST)]
 
 
 def load_adapters(model: Any, folder: Path) -> Any:

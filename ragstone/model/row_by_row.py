@@ -100,10 +100,10 @@ class RowByRow:
 class _Writing:
     """See generator.Writing. The K answers to a prompt are K rows of the model, one behind the other."""
 
-    def __init__(self, going_on: RowByRow, prompts: Prompts) -> None:
-        self._continuation = going_on
+    def __init__(self, continuation: RowByRow, prompts: Prompts) -> None:
+        self._continuation = continuation
         self._last: torch.Tensor | None = prompts.last()
-        self._cache, self._mask = going_on.read_into_cache(prompts)
+        self._cache, self._mask = continuation.read_into_cache(prompts)
         self._each = 1
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

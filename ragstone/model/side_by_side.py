@@ -158,8 +158,8 @@ class SideBySide:
 class _Writing:
     """See generator.Writing. The K answers to a prompt are one row of the model, step behind step."""
 
-    def __init__(self, going_on: SideBySide, prompts: Prompts) -> None:
-        self._continuation = going_on
+    def __init__(self, continuation: SideBySide, prompts: Prompts) -> None:
+        self._continuation = continuation
         self._prompts = prompts
         self._cache = _cache(prompts)
         self._steps = torch.zeros(0, dtype=torch.long, device=prompts.device)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, RwkvConfig
+from transformers import AutoModelForCausalLM, MptConfig, PreTrainedTokenizerFast, RwkvConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ragstone.errors import InputError
@@ -85,7 +85,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "expert_layer_period": 2,
             "num_experts": 2,
             "mamba_d_state": 4,
-            "use_mamba_kernels": False,
         },
     ),
     "Qwen3-Next": ("Qwen3Next", {**LINEAR_ATTENTION, "num_experts": 4, "num_experts_per_tok": 2}),
@@ -307,6 +306,19 @@ def enumerated(generator: CausalGenerator) -> Enumerated:
     return enumerate_answers(generator, (END,))
 
 
+def begun(kind: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """To how many prompts at once answers are begun from now on."""
+    sizes: list[int] = []
+    begin = kind.begin
+
+    def watched(self: Any, prompts: Any) -> Any:
+        sizes.append(len(prompts))
+        return begin(self, prompts)
+
+    monkeypatch.setattr(kind, "begin", watched)
+    return sizes
+
+
 @pytest.mark.parametrize("kind", ["sequence", "token"])
 def test_questions_are_searched_a_few_at_a_time(
     llama: CausalGenerator, kind: Any, monkeypatch: pytest.MonkeyPatch
@@ -317,14 +329,7 @@ def test_questions_are_searched_a_few_at_a_time(
         contexts = llama.encode(CONTEXTS, 64)
     decoding = Decoding(3, max_length=LENGTH + 2, num_return_sequences=3)
     together = Reader(llama, kind).generate(contexts, prior, decoding)
-    sizes: list[int] = []
-    begin = SideBySide.begin
-
-    def watched(self: Any, prompts: Any) -> Any:
-        sizes.append(len(prompts))
-        return begin(self, prompts)
-
-    monkeypatch.setattr(SideBySide, "begin", watched)
+    sizes = begun(SideBySide, monkeypatch)
     monkeypatch.setattr("ragstone.model.marginal_search.SCORES_AT_ONCE", 1)
     apart = Reader(llama, kind).generate(contexts, prior, decoding)
     assert sizes == ([1] * 6 if kind == "sequence" else [3, 3])
@@ -460,8 +465,19 @@ def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_stand_side_by_side_where_they_can(family: str) -> None:
-    """MPT's slopes are so gentle that few answers side by side would not show them."""
     assert isinstance(make(family)._continuation, RowByRow if family in ROW_BY_ROW else SideBySide)
+
+
+def test_gentle_slopes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of MPT, which few answers side by side do not show."""
+    torch.manual_seed(5)
+    mpt = AutoModelForCausalLM.from_config(MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=4, eos_token_id=0))
+    with torch.no_grad():
+        for parameter in mpt.parameters():
+            parameter.normal_(std=0.3)
+    assert isinstance(CausalGenerator(mpt, words(), Wrapping())._continuation, RowByRow)
+    monkeypatch.setattr("ragstone.model.causal.PROBE_ANSWERS", 2)
+    assert isinstance(CausalGenerator(mpt, words(), Wrapping())._continuation, SideBySide)
 
 
 def without(ignored: str, monkeypatch: pytest.MonkeyPatch) -> CausalGenerator:
@@ -482,13 +498,13 @@ def test_what_does_not_heed_positions_has_a_row_for_each_answer(monkeypatch: pyt
 
 
 def test_what_does_not_heed_the_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="llama generator scores a text otherwise beside others than alone"):
+    with pytest.raises(InputError, match="llama generator does not read a text beside others as it reads it alone"):
         without("attention_mask", monkeypatch)
 
 
 def test_what_takes_no_mask_is_refused() -> None:
     rwkv = AutoModelForCausalLM.from_config(RwkvConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2))
-    with pytest.raises(InputError, match="rwkv generator scores a text otherwise beside others than alone"):
+    with pytest.raises(InputError, match="rwkv generator does not read a text beside others as it reads it alone"):
         as_generator(rwkv, words(), None)
 
 
@@ -500,18 +516,11 @@ def test_copies_of_prompts_are_kept_a_few_at_a_time(family: str, kept: int, monk
     together = search(generator, "token", 3, answers=3)
     with torch.no_grad():
         expected = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
-    begun: list[int] = []
-    begin = RowByRow.begin
-
-    def watched(self: Any, prompts: Any) -> Any:
-        begun.append(len(prompts))
-        return begin(self, prompts)
-
-    monkeypatch.setattr(RowByRow, "begin", watched)
+    sizes = begun(RowByRow, monkeypatch)
     monkeypatch.setattr("ragstone.model.row_by_row.TOKENS_KEPT", kept)
     with torch.no_grad():
         found = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
-    assert sum(begun) == len(CONTEXTS) and len(begun) > 1
+    assert sum(sizes) == len(CONTEXTS) and len(sizes) > 1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     apart = search(generator, "token", 3, answers=3)
     assert [[h.labels for h in row] for row in apart] == [[h.labels for h in row] for row in together]

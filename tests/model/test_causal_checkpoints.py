@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import RagConfig
 
+from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ragstone.model.consolidate import Parts, join_parts, merge_checkpoint
 from ragstone.model.lora import LoraSettings, add_adapters, load_adapters, merge_adapters
@@ -74,6 +75,19 @@ def test_adapters(family: str, tmp_path: Path) -> None:
     again.model = merge_adapters(again.model)
     assert not any("lora_" in name for name, _ in again.model.named_parameters())
     torch.testing.assert_close(scores(again), adapted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "reason"),
+    [
+        ("Jamba", "dt_proj", "the jamba generator reads the weights of dt_proj and out_proj past adapters"),
+        ("Mamba", "out_proj", "the mamba generator reads the weights of dt_proj and out_proj past adapters"),
+        ("Llama", "input_layernorm", r"cannot have adapters \(.*LlamaRMSNorm"),
+    ],
+)
+def test_layers_that_cannot_have_adapters(family: str, layer: str, reason: str) -> None:
+    with pytest.raises(InputError, match=rf"--lora_target_modules {layer}:? {reason}"):
+        add_adapters(whole(family).model, LoraSettings(r=2, alpha=4, target_modules=(layer,)))
 
 
 @pytest.mark.parametrize("family", ["GPT-2", "Gemma", "Qwen3"])
