@@ -26,7 +26,7 @@ from ragstone.model.contexts import ContextFormat
 from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
 from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
-from ragstone.model.generator_wish import GeneratorWish
+from ragstone.model.generator_wish import GeneratorWish, spare_odd_layers
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import load_adapters
 from ragstone.model.prompt import PromptSettings
@@ -165,6 +165,7 @@ def load_checkpoint(
         # transformers tells the holder alone; peft asks the generator. What is written is not quantised.
         for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
             setattr(generator, name, getattr(holder, name, False))
+        spare_odd_layers(generator)
         for part in (holder.config, config, config.generator):
             vars(part).pop("quantization_config", None)
     return Checkpoint(config, encoder, as_generator(generator, tokenizers["generator"], prompt))

@@ -14,6 +14,8 @@ from ragstone.model.languages import Languages
 Quantization = Literal["8bit", "4bit"]
 HEADS = ("lm_head", "embed_out")
 """What transformers' generators call their layer over the vocabulary, which loses most by rounding."""
+PACKED_TOGETHER = 32
+"""Outputs of a 4-bit layer that bitsandbytes puts side by side for processors with AVX-512's bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,15 @@ class GeneratorWish:
             bnb_4bit_quant_type="nf4",
         )
         return {**full, "quantization_config": config, "device_map": {"": self.device or "cpu"}}
+
+
+def spare_odd_layers(model: Any) -> None:
+    """Have 4-bit layers that are not made of whole blocks computed as on processors without AVX-512's bfloat16.
+
+    For those that have it, bitsandbytes packs the weights, and fails at such layers.
+    """
+    for module in model.modules():
+        if not getattr(module, "support_avx512bf16_for_cpu", False):
+            continue
+        if module.out_features % PACKED_TOGETHER or module.in_features % module.weight.blocksize:
+            module.support_avx512bf16_for_cpu = False
