@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ragstone.encoders.attention import use_attention
 from ragstone.encoders.pooling import Pooling, pool
 from ragstone.encoders.precision import Precision, compute_dtype
 from ragstone.encoders.record import EncoderRecord
@@ -60,6 +61,7 @@ class TextEncoder(nn.Module):
             dense: layers between pooling and normalisation, see encoders.dense.
         """
         super().__init__()
+        use_attention(model)
         self.model = model
         self.dense = dense
         self.tokenizer = tokenizer

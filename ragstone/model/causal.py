@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from ragstone.encoders.attention import use_attention
 from ragstone.errors import InputError
 from ragstone.model.context_ids import context_ids
 from ragstone.model.continuation import Continuation, Prompts
@@ -50,6 +51,7 @@ class CausalGenerator:
         self.wrapping = wrapping
         self._ends = _end_tokens(model, tokenizer, wrapping)
         self._room: int | None = getattr(model.config, "max_position_embeddings", None)
+        use_attention(model)
         self._continuation = _choose_continuation(model, self._ends[0])
 
     @property

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from ragstone.encoders.attention import use_attention
 from ragstone.errors import InputError
 from ragstone.model.context_ids import context_ids
 from ragstone.model.decoding import Decoding
@@ -61,6 +62,7 @@ class Seq2SeqGenerator:
         self.model = model
         self.tokenizer = tokenizer
         vocabulary_layer(model)  # refuses what has none
+        use_attention(model)
         self._shares_contexts = share_contexts(model)
 
     @property

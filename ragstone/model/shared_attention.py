@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from ragstone.encoders import attention as own
+from ragstone.encoders.attention import attention, register
+
 NAME = "ragstone_shared"
 
 
 def share_contexts(model: Any) -> bool:
     """Let the decoder of `model` take R rows of encoder states for R·A rows of tokens; whether it can."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
     given = model.config._attn_implementation
-    if given not in ("sdpa", NAME):
+    if given not in ("sdpa", own.NAME, NAME):
         return False
-    AttentionInterface.register(NAME, shared_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register(NAME, shared_attention)
     model.set_attn_implementation(NAME)
     shares = _tells_contexts_apart(model)
     if not shares:
@@ -71,7 +70,7 @@ def shared_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention on torch's fused kernel, for keys of fewer rows than the queries too.
+    """encoders.attention, for keys of fewer rows than the queries too.
 
     Args:
         module: the attention layer.
@@ -84,18 +83,15 @@ def shared_attention(
     Returns:
         [R·A, T, H, D], and None for the weights.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     rows, heads, tokens, size = query.shape
     contexts = len(key)
     if rows == contexts:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return output, None
+        return attention(module, query, key, value, attention_mask, **options)
     together = query.view(contexts, -1, heads, tokens, size).transpose(1, 2).reshape(contexts, heads, -1, size)
     mask = None if attention_mask is None else attention_mask[:, :, :1]
     bias = options.pop("position_bias", None)
     if bias is not None:
         # T5's cross-attention knows no positions: its bias is the same for all queries.
         options["position_bias"] = bias[:, :, :1]
-    output, _ = sdpa_attention_forward(module, together, key, value, mask, **options)
+    output, _ = attention(module, together, key, value, mask, **options)
     return output.view(contexts, -1, tokens, heads, size).flatten(0, 1), None
