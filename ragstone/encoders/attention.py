@@ -23,9 +23,11 @@ LONGEST = 512
 def use_attention(model: Any) -> None:
     """Let a model of transformers that attends by torch's kernel do so by this module's function.
 
-    A model that does something else for that kernel than for others, such as to choose what it attends to, keeps it.
+    A model that does something else for that kernel than for others, such as to choose what it attends to, keeps it. A
+    model only holds the function's name: one that comes from another process is given it once more.
     """
-    if model.config._attn_implementation == "sdpa" and not _knows_the_kernel(type(model)):
+    given = model.config._attn_implementation
+    if given == NAME or (given == "sdpa" and not _knows_the_kernel(type(model))):
         register(NAME, attention)
         model.set_attn_implementation(NAME)
 

@@ -93,6 +93,11 @@ class TextEncoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From another process, which Ray's workers get it from."""
+        super().__setstate__(state)
+        use_attention(self.model)
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Vectors [B, D] in float32 of tokens [B, S]; gradients flow to the weights."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,6 +135,18 @@ def test_an_encoder_trains_by_it(encoder: TextEncoder) -> None:
             torch.cat([each.grad.flatten() for each in encoder.model.parameters() if each.grad is not None])
         )
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+def test_an_encoder_embeds_in_another_process(encoder: TextEncoder, tmp_path: Path) -> None:
+    """A Ray worker gets it pickled, and has imported nothing."""
+    kept, found = tmp_path / "encoder.pickle", tmp_path / "vectors.npy"
+    kept.write_bytes(pickle.dumps(encoder))
+    code = (
+        "import pickle, sys, numpy; encoder = pickle.load(open(sys.argv[1], 'rb')); "
+        "numpy.save(sys.argv[2], encoder.embed(sys.argv[3:]))"
+    )
+    subprocess.run([sys.executable, "-c", code, kept, found, *TEXTS], check=True)
+    np.testing.assert_array_equal(np.load(found), encoder.embed(TEXTS))
 
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
