@@ -25,7 +25,8 @@ from ragstone.progress import ProgressBar, activity
 from ragstone.types import FloatArray
 
 CPU_TOKENS_PER_BATCH = 1280
-"""Of more, what the layers of a BERT-base give is new memory at every layer, which costs a CPU more than it saves."""
+"""In float32, twice as many in a type of half its size. Of more, what the layers of a BERT-base give is new memory at
+every layer, which costs a CPU more than it saves."""
 TokenLists = dict[str, list[list[int]]]
 """What the model takes (input_ids, attention_mask, ...), a list of numbers for each text."""
 
@@ -134,16 +135,17 @@ class TextEncoder(nn.Module):
     ) -> FloatArray:
         """Vectors [n, D] of n texts that token_lists made tokens of, in their order, without gradients.
 
-        Texts are batched by length, so that little is spent on padding; on a CPU at most CPU_TOKENS_PER_BATCH tokens go
-        together.
+        Texts are batched by length, so that little is spent on padding; on a CPU few tokens go together, see
+        CPU_TOKENS_PER_BATCH.
         """
+        most = CPU_TOKENS_PER_BATCH * torch.float32.itemsize // self.model.dtype.itemsize
         lengths = [len(ids) for ids in tokens["input_ids"]]
         vectors = np.empty((len(lengths), self.dimension), dtype=np.float32)
         order = np.argsort(np.negative(lengths), kind="stable")
         start = 0
         while start < len(order):
             # The longest comes first.
-            fitting = CPU_TOKENS_PER_BATCH // lengths[order[start]] if self.device.type == "cpu" else batch_size
+            fitting = most // lengths[order[start]] if self.device.type == "cpu" else batch_size
             rows = order[start : start + max(1, min(batch_size, fitting))]
             start += len(rows)
             batch = self.tokenizer.pad(
