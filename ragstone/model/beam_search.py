@@ -20,6 +20,9 @@ from ragstone.model.marginal_writing import MarginalWriting
 SCORES_IN_CACHE = 2**20
 """Numbers that are worked on together on a CPU."""
 
+BLOCK = 256
+"""Neighbouring numbers of which the highest is looked at before the others."""
+
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From the tokens [R, T] before them and the log-probabilities [R, V] of what comes next to other ones."""
 
@@ -131,17 +134,39 @@ def _continuations(
         log_probs = writing.scores(logits[groups], groups).float().log_softmax(dim=-1)
         before = running.ids[groups].flatten(0, 1)
         log_probs = process(before, log_probs.flatten(0, 1)).view_as(log_probs)
-        total = (log_probs + running.scores[groups].unsqueeze(2)).flatten(1)
-        kept = min(count, total.shape[1])
+        above = running.scores[groups].unsqueeze(2)
         if sample:
-            place = torch.multinomial(total.softmax(dim=1), kept)
+            total = (log_probs + above).flatten(1)
+            place = torch.multinomial(total.softmax(dim=1), min(count, total.shape[1]))
             score = total.gather(1, place)
         else:
-            score, place = total.topk(kept)
+            score, place = _highest(log_probs, min(count, vocabulary))
+            place = place + vocabulary * torch.arange(place.shape[1], device=place.device).unsqueeze(1)
+            score, chosen = (score + above).flatten(1).topk(min(count, score[0].numel()))
+            place = place.flatten(1).gather(1, chosen)
         scores.append(score)
         places.append(place)
     place = torch.cat(places)
     return Continuations(torch.cat(scores), place // vocabulary, place % vocabulary)
+
+
+def _highest(numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each row [..., n] with their places [..., count], the highest first, as topk gives them.
+
+    On a CPU, topk looks at every number several times. The highest ones stand in the `count` blocks with the highest
+    maxima, or behind the last block.
+    """
+    size = numbers.shape[-1]
+    blocks = size // BLOCK
+    if numbers.device.type != "cpu" or blocks <= count:
+        score, place = numbers.topk(count)
+        return score, place
+    maxima = numbers[..., : blocks * BLOCK].unflatten(-1, (blocks, BLOCK)).amax(dim=-1)
+    first = maxima.topk(count).indices.unsqueeze(-1) * BLOCK
+    rest = torch.arange(blocks * BLOCK, size).expand(*first.shape[:-2], -1)
+    places = torch.cat([(first + torch.arange(BLOCK)).flatten(-2), rest], dim=-1)
+    score, place = numbers.gather(-1, places).topk(count)
+    return score, places.gather(-1, place)
 
 
 def _in_cache(logits: torch.Tensor) -> Iterator[slice]:

@@ -1,4 +1,7 @@
-"""The layer over the vocabulary, at some positions only. Shapes: R rows, T tokens, D dimensions, V vocabulary."""
+"""The layer over the vocabulary, at some positions only, and no more behind it than there is to do.
+
+Shapes: R rows, T tokens, D dimensions, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 import torch
 
 from ragstone.errors import InputError
+
+BIAS = "final_logits_bias"
 
 
 def vocabulary_layer(model: Any) -> Any:
@@ -45,3 +50,21 @@ def only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def without_zero_bias(model: Any) -> Iterator[None]:
+    """Let a model of transformers add a single zero to its scores where its bias over the vocabulary is all zeros.
+
+    BART and its like have one, in float32 whatever they compute in: added to scores in bfloat16, it makes another
+    tensor of twice their size. On a GPU, which would have to be waited for, it is not looked at.
+    """
+    bias = getattr(model, BIAS, None)
+    if not isinstance(bias, torch.Tensor) or bias.device.type != "cpu" or bias.any():
+        yield
+        return
+    setattr(model, BIAS, bias.new_zeros(()))
+    try:
+        yield
+    finally:
+        setattr(model, BIAS, bias)

@@ -22,7 +22,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import search_answers
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
-from ragstone.model.selected_positions import only_at, vocabulary_layer
+from ragstone.model.selected_positions import only_at, vocabulary_layer, without_zero_bias
 from ragstone.model.shared_attention import share_contexts
 from ragstone.model.shared_lookup import looked_up_once
 
@@ -122,7 +122,8 @@ class Seq2SeqGenerator:
         if answers > 1 and not self._shares_contexts:
             contexts = contexts.select(torch.arange(len(contexts), device=labels.device).repeat_interleave(answers))
         labels = labels.flatten(0, 1)
-        with only_at(labels != IGNORED if places is None else places.flatten(0, 1), vocabulary_layer(self.model)):
+        positions = labels != IGNORED if places is None else places.flatten(0, 1)
+        with only_at(positions, vocabulary_layer(self.model)), without_zero_bias(self.model):
             output = self.model(
                 encoder_outputs=contexts.output,
                 attention_mask=contexts.attention_mask,
@@ -214,13 +215,14 @@ class _Seq2SeqWriting:
         if not self._shares_contexts and len(self._contexts) < len(tokens):
             rows = torch.arange(self._read, device=tokens.device).repeat_interleave(len(tokens) // self._read)
             self._contexts = self._contexts.select(rows)
-        output = self._model(
-            encoder_outputs=self._contexts.output,
-            attention_mask=self._contexts.attention_mask,
-            decoder_input_ids=tokens[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        with without_zero_bias(self._model):
+            output = self._model(
+                encoder_outputs=self._contexts.output,
+                attention_mask=self._contexts.attention_mask,
+                decoder_input_ids=tokens[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         return output.logits[:, -1]
 
     def go_on(self, contexts: torch.Tensor, answers: torch.Tensor) -> None:

@@ -115,3 +115,17 @@ def test_where_nothing_may_end_an_answer(generator: Any, contexts: Any) -> None:
     every = tuple((label,) for label in range(generator.model.config.vocab_size))
     found = generator.search(contexts, torch.zeros(GROUPS, 1), Decoding(2, max_length=4, bad_words_ids=every))
     assert [len(rows) for rows in found] == [1] * GROUPS
+
+
+@pytest.mark.parametrize("more", [0, 1, 100, module.BLOCK - 1])
+@pytest.mark.parametrize("blocks", [0, 3, 4, 50])
+def test_the_highest_are_those_of_topk(blocks: int, more: int) -> None:
+    """Numbers are all different; some are forbidden."""
+    generator = torch.Generator().manual_seed(blocks + more)
+    size = blocks * module.BLOCK + more + 3
+    numbers = torch.stack([torch.randperm(size, generator=generator).float() for _ in range(40)])
+    numbers[:20, : size // 2] = -torch.inf
+    expected = numbers.topk(3)
+    found, places = module._highest(numbers, 3)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(places[found > -torch.inf], expected.indices[found > -torch.inf])
