@@ -158,6 +158,24 @@ def plain_logits(generator: CausalGenerator, context: tuple[str, str], answer: l
     return output.logits[0, len(prompt) - 1 :]
 
 
+def generated(generator: CausalGenerator, context: tuple[str, str], beams: int, length: int) -> list[list[int]]:
+    """The answers of transformers' generate to one prompt, each up to its end."""
+    prompt = torch.tensor([ids_of(generator, context)])
+    rows = generator.model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=length,
+        min_new_tokens=0,
+        do_sample=False,
+        pad_token_id=END,
+        eos_token_id=END,
+        length_penalty=1.0,
+    )[:, prompt.shape[1] :].tolist()
+    return [row[: row.index(END) + 1] if END in row else row for row in rows]
+
+
 def targets() -> torch.Tensor:
     """[6, 2, 3] two answers to each context, some shorter, one missing."""
     labels = torch.tensor([1, 2, 0, 3, 3, 0, 2, 0, -100, 1, 1, 1, 0, -100, -100, 3, 2, 1]).view(6, 1, 3)
@@ -236,20 +254,7 @@ def test_search_of_one_context_is_transformers_own(generator: CausalGenerator, b
         decoding = Decoding(beams, max_length=LENGTH + 2, num_return_sequences=beams, length_penalty=1.0)
         found = generator.search(contexts, torch.zeros(len(CONTEXTS), 1, dtype=torch.double), decoding)
     for context, mine in zip(CONTEXTS, found, strict=True):
-        prompt = torch.tensor([ids_of(generator, context)])
-        rows = generator.model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            num_beams=beams,
-            num_return_sequences=beams,
-            max_new_tokens=LENGTH + 1,
-            min_new_tokens=0,
-            do_sample=False,
-            pad_token_id=END,
-            eos_token_id=END,
-            length_penalty=1.0,
-        )[:, prompt.shape[1] :].tolist()
-        assert mine == [row[: row.index(END) + 1] if END in row else row for row in rows]
+        assert mine == generated(generator, context, beams, LENGTH + 1)
 
 
 @dataclass(frozen=True)
@@ -282,6 +287,26 @@ class Enumerated:
             here = [i for i, answer in enumerate(self.answers) if answer[: len(chosen)] == chosen]
             chosen = self.answers[max(here, key=lambda i: float(marginal[i, len(chosen)]))][: len(chosen) + 1]
         return chosen
+
+    def beam_search(self, question: int, beams: int) -> list[tuple[float, tuple[int, ...]]]:
+        """RAG-Token's `beams` best answers with their log-likelihoods, by beam search as it is taught.
+
+        Of a step's continuations the best are taken, those that end leave the search, and others go on in their stead.
+        """
+        marginal = torch.einsum("n,nat->at", self.prior[question], self.tokens[question]).log()
+        going_on: dict[tuple[int, ...], float] = {(): 0.0}
+        finished: list[tuple[float, tuple[int, ...]]] = []
+        for step in range(LENGTH):
+            continued = {
+                answer[: step + 1]: going_on[answer[:step]] + float(marginal[i, step])
+                for i, answer in enumerate(self.answers)
+                if len(answer) > step and answer[:step] in going_on
+            }
+            ranked = sorted(continued, key=lambda labels: -continued[labels])
+            over = [labels for labels in ranked[:beams] if labels[-1] == END or step == LENGTH - 1]
+            finished += [(continued[labels], labels) for labels in over]
+            going_on = {labels: continued[labels] for labels in [x for x in ranked if x[-1] != END][:beams]}
+        return sorted(finished, reverse=True)[:beams]
 
 
 def enumerate_answers(generator: CausalGenerator, ends: tuple[int, ...]) -> Enumerated:
@@ -402,11 +427,13 @@ def _naive_loss(
     return total
 
 
-def search(generator: CausalGenerator, kind: Any, beams: int, answers: int = 1) -> list[list[Hypothesis]]:
+def search(
+    generator: CausalGenerator, kind: Any, beams: int, answers: int = 1, length_penalty: float = 0.0
+) -> list[list[Hypothesis]]:
     prior = document_log_probs(SCORES, torch.ones_like(SCORES, dtype=torch.bool))
     with torch.no_grad():
         contexts = generator.encode(CONTEXTS, 64)
-    decoding = Decoding(beams, max_length=LENGTH + 1, length_penalty=0.0, num_return_sequences=answers)
+    decoding = Decoding(beams, max_length=LENGTH + 1, length_penalty=length_penalty, num_return_sequences=answers)
     return Reader(generator, kind).generate(contexts, prior, decoding)
 
 
@@ -429,7 +456,44 @@ def test_greedy_token_decoding(generator: CausalGenerator, enumerated: Enumerate
         torch.testing.assert_close(torch.tensor(hypothesis.posterior).double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["Llama", "GPT-2"])
+@pytest.mark.parametrize("beams", [2, 3, 4])
+def test_few_beams_of_token_decoding(generator: CausalGenerator, enumerated: Enumerated, beams: int) -> None:
+    for question, row in enumerate(search(generator, "token", beams, answers=beams)):
+        expected = enumerated.beam_search(question, beams)
+        assert [hypothesis.labels for hypothesis in row] == [labels for _, labels in expected]
+        assert [hypothesis.score for hypothesis in row] == pytest.approx([score for score, _ in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_sequence_decoding(generator: CausalGenerator, enumerated: Enumerated, beams: int) -> None:
+    """Each passage proposes what transformers' own generate finds behind its prompt; greedily with one beam."""
+    likelihood = enumerated.likelihood("sequence")
+    for question, row in enumerate(search(generator, "sequence", beams, answers=3 * beams, length_penalty=1.0)):
+        contexts = CONTEXTS[3 * question : 3 * question + 3]
+        proposed = {tuple(labels) for context in contexts for labels in generated(generator, context, beams, LENGTH)}
+        numbers = sorted(map(enumerated.answers.index, proposed), key=lambda i: -float(likelihood[question, i]))
+        assert [hypothesis.labels for hypothesis in row] == [enumerated.answers[i] for i in numbers]
+        scores = torch.tensor([hypothesis.score for hypothesis in row]).double().exp()
+        torch.testing.assert_close(scores, likelihood[question, numbers], rtol=1e-4, atol=1e-9)
+
+
+def test_settings_that_count_the_prompt_are_left_out(llama: CausalGenerator) -> None:
+    """Of those that a model brings; others stay in force."""
+    expected = search(llama, "sequence", 3, answers=3)
+    settings = llama.model.generation_config
+    settings.repetition_penalty, settings.no_repeat_ngram_size = 5.0, 1
+    try:
+        assert search(llama, "sequence", 3, answers=3) == expected
+        settings.suppress_tokens = [expected[0][0].labels[0]]
+        found = search(llama, "sequence", 3, answers=3)
+    finally:
+        settings.repetition_penalty, settings.no_repeat_ngram_size = None, None
+        settings.suppress_tokens = None
+    written = {label for row in found for hypothesis in row for label in hypothesis.labels}
+    assert written and expected[0][0].labels[0] not in written
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT-2", "BLOOM", "Mamba"])
 def test_two_end_tokens_over_several_passages(family: str) -> None:
     """Both kinds' best answers and the greedy one, where an answer ends at either token."""
     ends = (TURN, END)
@@ -440,7 +504,7 @@ def test_two_end_tokens_over_several_passages(family: str) -> None:
     last = set()
     for kind in ("sequence", "token"):
         likelihood = enumerated.likelihood(kind)
-        assert torch.allclose(likelihood.sum(dim=1), torch.ones(2, dtype=torch.double))
+        assert torch.allclose(likelihood.sum(dim=1), torch.ones(2, dtype=torch.double), rtol=1e-4)
         for question, row in enumerate(search(generator, kind, 120, answers=12)):
             best = likelihood[question].topk(12)
             assert [hypothesis.labels for hypothesis in row] == [enumerated.answers[i] for i in best.indices]

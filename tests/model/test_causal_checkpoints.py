@@ -78,6 +78,21 @@ def test_adapters(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("Llama", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"),
+        ("GPT-2", "c_attn c_proj c_fc"),
+        ("Mamba", "in_proj x_proj"),
+    ],
+)
+def test_which_layers_have_adapters(family: str, names: str) -> None:
+    """All linear ones, but the vocabulary's and those that a layer of states reads itself."""
+    model = add_adapters(whole(family).model, LoraSettings(r=2, alpha=4))
+    found = {name.partition(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_" in name}
+    assert found == set(names.split())
+
+
+@pytest.mark.parametrize(
     ("family", "layer", "reason"),
     [
         ("Jamba", "dt_proj", "the jamba generator reads the weights of dt_proj and out_proj past adapters"),

@@ -21,6 +21,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from ragstone.__main__ import main
 from ragstone.commands.eval import EvalSettings, eval
 from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.commands.finetune_plan import run_plan
@@ -103,14 +104,23 @@ def test_a_batch_answers_like_each_question_alone(opened: Callable[..., Any], ki
             assert sum(found.posterior for found in mine.passages) == pytest.approx(1, rel=1e-4)
 
 
-def test_gradient_checkpointing_changes_nothing(opened: Callable[..., Any]) -> None:
-    plain, saving = opened(), opened(gradient_checkpointing=True)
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2, alpha=4)])
+def test_gradient_checkpointing_changes_nothing(opened: Callable[..., Any], lora: LoraSettings | None) -> None:
+    """Of the weights, or of adapters that are not as they were made."""
+    plain, saving = opened(lora=lora), opened(lora=lora, gradient_checkpointing=True)
+    torch.manual_seed(0)
+    given = {name: torch.randn_like(p) / 5 for name, p in plain.named_parameters() if "lora_" in name}
+    for model in (plain, saving):
+        model.load_state_dict(given, strict=False)
     losses = [model.train()(QUESTIONS, ANSWERS).loss for model in (plain, saving)]
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(*losses)
-    for mine, other in zip(plain.parameters(), saving.parameters(), strict=True):
+    graded = 0
+    for (name, mine), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+        graded += mine.grad is not None and (lora is None or "lora_" in name)
+    assert graded == (len(given) if lora else len(list(plain.parameters())))
 
 
 def test_saved_and_opened_again(opened: Callable[..., Any], tmp_path: Path) -> None:
@@ -170,8 +180,7 @@ def test_fine_tuned(
             held = dict(tuned.generator_model.base_model.model.state_dict())
             other = held.get(key, held.get(key.replace(".weight", ".base_layer.weight")))
             assert other is not None and torch.equal(other, tensor)
-    model_type, _ = merge_checkpoint(str(best), tmp_path / "merged")
-    assert model_type == "rag_sequence"
+    assert main(["consolidate", "--merge_lora", str(best), "--dest", str(tmp_path / "merged")]) == 0
     merged = open_model(ModelRequest(str(tmp_path / "merged")))
     assert set(load_file(tmp_path / "merged" / "model.safetensors")) == set(before)
     decoding = Decoding(num_beams=2, max_length=8)
@@ -288,6 +297,12 @@ def test_two_processes_train_the_adapters_of_one(
 def test_layers_that_are_not_there(opened: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"--lora_target_modules query names no layer.* q_proj"):
         opened(lora=LoraSettings(r=2, alpha=4, target_modules=("query",)))
+
+
+def test_merging_takes_no_other_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--merge_lora", "run", "--dest", str(tmp_path / "merged"), "--model_type", "rag_token"]
+    assert main(["consolidate", *words]) == 2
+    assert "--merge_lora changes nothing but the generator's weights; leave --model_type out" in capsys.readouterr().err
 
 
 def test_merging_what_has_no_adapters(llama_checkpoint: Path, tmp_path: Path) -> None:
