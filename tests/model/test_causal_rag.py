@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DPRQuestionEncoder,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -134,6 +135,22 @@ def test_saved_and_opened_again(opened: Callable[..., Any], tmp_path: Path) -> N
     names = set(load_file(tmp_path / "again" / "model.safetensors"))
     assert {name.partition(".")[0] for name in names} == {"rag"}
     assert any(name.startswith("rag.generator.model.layers.1.") for name in names)
+
+
+def test_transformers_reads_both_parts(llama_checkpoint: Path, llama_folder: Path, models_folder: Path) -> None:
+    """From the names that the documentation gives; what is not there is tied to what is."""
+    weights = load_file(llama_checkpoint / "model.safetensors")
+    for prefix, folder, kind in (
+        ("rag.generator.", llama_folder, AutoModelForCausalLM),
+        ("rag.question_encoder.", models_folder / "question_encoder", DPRQuestionEncoder),
+    ):
+        expected = kind.from_pretrained(folder)
+        read = type(expected)(expected.config)
+        part = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        missing, unexpected = read.load_state_dict(part, strict=False)
+        assert not unexpected and set(missing) <= set(read._tied_weights_keys or ())
+        for mine, theirs in zip(read.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def settings(folder: Path, checkpoint: Path, pairs: Path, source: Path, **changes: Any) -> FinetuneSettings:
@@ -407,5 +424,7 @@ def test_in_few_bits(
     tuned.eval().save(tmp_path / "adapted")
     merge_checkpoint(str(tmp_path / "adapted"), tmp_path / "merged")
     merged: Any = open_model(ModelRequest(str(tmp_path / "merged")))
+    beside: Any = open_model(ModelRequest(str(tmp_path / "adapted")))
     with torch.no_grad():
         assert merged(QUESTIONS, ANSWERS).nll == pytest.approx(tuned(QUESTIONS, ANSWERS).nll, rel=0.1)
+        assert merged(QUESTIONS, ANSWERS).nll == pytest.approx(beside(QUESTIONS, ANSWERS).nll, rel=1e-4)
