@@ -1,8 +1,8 @@
 """Attention that transformers' models call, trained fast on CPUs in bfloat16.
 
-In bfloat16 the backward pass of torch's fused kernel for CPUs takes several times as long as that of the matrix
-products of which attention consists, see benchmarks/attention.py; forward it is the faster one. The products keep every
-score until the backward pass: long contexts are left to the kernel.
+In bfloat16, torch's fused kernel for CPUs takes two to four times as long with its backward pass as the matrix products
+of which attention consists, see benchmarks/attention.py; forward alone it is the faster one at most shapes. Products
+keep every score until the backward pass: long contexts are left to the kernel.
 
 Shapes: R rows, H heads, T tokens that attend, S tokens attended to, D dimensions of a head.
 """

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.model import beam_search as module
 from ragstone.model.decoding import Decoding
+from ragstone.model.selected_positions import without_zero_bias
 from ragstone.model.seq2seq import Seq2SeqContexts, Seq2SeqGenerator
 from tests.model.families import FAIRSEQ_IDS, SMALL
 
@@ -129,3 +130,21 @@ def test_the_highest_are_those_of_topk(blocks: int, more: int) -> None:
     found, places = module._highest(numbers, 3)
     assert torch.equal(found, expected.values)
     assert torch.equal(places[found > -torch.inf], expected.indices[found > -torch.inf])
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(0.0, torch.bfloat16), (4.0, torch.float32)])
+def test_zeros_are_not_added_to_scores(bias: float, expected: torch.dtype) -> None:
+    """The scores stay in the type that was computed in; the model has its bias back afterwards, whatever happens."""
+    config = BartConfig(vocab_size=40, max_position_embeddings=32, decoder_start_token_id=2, **FAIRSEQ_IDS, **SMALL)
+    model: Any = BartForConditionalGeneration(config).eval()
+    model.final_logits_bias[0, 7] = bias
+    own = model.final_logits_bias
+    ids = torch.tensor([[3, 4]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(input_ids=ids, decoder_input_ids=ids).logits
+        with pytest.raises(ZeroDivisionError), without_zero_bias(model):
+            found = model(input_ids=ids, decoder_input_ids=ids).logits
+            raise ZeroDivisionError
+    assert found.dtype == expected
+    assert torch.equal(found.float(), plain.float())
+    assert model.final_logits_bias is own and own.shape == (1, 40)
