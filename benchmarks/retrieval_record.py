@@ -25,7 +25,7 @@ PEER = (
 METHOD = (
     f"Batches of {BATCH} questions, {N_DOCS} passages each, {DIMENSION} dimensions, synthetic vectors in clusters. "
     "hnsw32 has 32 links a node, where build-knowledge takes 128 unless told otherwise. In each process "
-    "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with FAISS on "
+    "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with searches on "
     "the same number of threads, which sleep while they wait. in-process: one process asks. pytorch: two processes ask "
     f"{BATCH // 2} questions each at the same time, the first one searches; a batch lasts from when both have asked "
     "until both have their passages. ray-1, ray-2: one process asks one or two workers, one batch at a time; queries "
@@ -53,7 +53,7 @@ class Record:
     n_docs: int
     batches: int
     threads: int
-    """Of FAISS, in the backend and in the bare search."""
+    """Of a search, in the backend and alone."""
     bare_median_ms: float
     median_ms: float
     """From when all processes had asked until the last had its part."""

@@ -79,7 +79,7 @@ class Timed:
     throughput: float | None
     """Questions a second with so many; None where it is one."""
     threads: int
-    """That FAISS searches with, in the backend and alone."""
+    """That a search takes, in the backend and alone."""
     recall: float
 
     @property
@@ -119,6 +119,7 @@ def _time(task: Task) -> Timed:
         _, retriever = retrieval_place(settings, processes, TIMEOUT).open(location)
         threads = _worker_threads() if settings.backend == "ray" else len(os.sched_getaffinity(0))
         faiss.omp_set_num_threads(threads)
+        torch.set_num_threads(threads)
         bench = _Bench(task, processes, retriever)
         found, seconds = bench.warm_up()
         count = task.batches or next((count for limit, count in BATCHES.items() if seconds < limit), FEWEST)
@@ -131,13 +132,13 @@ def _time(task: Task) -> Timed:
 
 
 def _worker_threads() -> int:
-    """FAISS's threads in the Ray workers of this run, which are all of one mind."""
+    """The threads of a search in the Ray workers of this run, which are all of one mind."""
     import ray
 
     actors = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     workers = [ray.get_actor(name, NAMESPACE) for name in actors if "-worker" in name]
-    found: list[int] = ray.get([worker.threads.remote() for worker in workers])
-    (threads,) = set(found)
+    found: list[tuple[int, int]] = ray.get([worker.threads.remote() for worker in workers])
+    (threads,) = {each for pair in found for each in pair}
     return threads
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import InputError
-from ragstone.index.exact_range import nothing_found
+from ragstone.index.searcher import nothing_found
 from ragstone.index.words import split_words
 from ragstone.types import FloatArray, IntArray
 

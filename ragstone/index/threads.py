@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ragstone.index.exact_range import Searcher
+import torch
+
+from ragstone.index.searcher import Searcher
 from ragstone.types import FloatArray, IntArray
 
 
 class WithThreads:
     """Searches with a number of threads of its own.
 
-    FAISS and torch use one OpenMP library where torch was loaded first: a number that is set for the one holds for the
-    other. So it is set for a search alone.
+    FAISS and torch use one OpenMP library where torch was loaded first, and two otherwise; so the number is set for
+    both, and for a search alone.
     """
 
     def __init__(self, inner: Searcher, threads: int) -> None:
@@ -21,9 +23,16 @@ class WithThreads:
         """See Searcher.search."""
         import faiss
 
-        before = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(self._threads)
+        before = faiss.omp_get_max_threads(), torch.get_num_threads()
+        _set(self._threads, self._threads)
         try:
             return self._inner.search(queries, n)
         finally:
-            faiss.omp_set_num_threads(before)
+            _set(*before)
+
+
+def _set(for_faiss: int, for_torch: int) -> None:
+    import faiss
+
+    faiss.omp_set_num_threads(for_faiss)
+    torch.set_num_threads(for_torch)

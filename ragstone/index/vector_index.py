@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from ragstone.errors import InputError
 from ragstone.index.empty import TRAINING_VECTORS, empty_index, too_few
+from ragstone.index.searcher import Searcher, nothing_found
 from ragstone.progress import activity, progress_bar
 from ragstone.types import FloatArray, IntArray
 
@@ -81,9 +83,19 @@ class VectorIndex:
     def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
         """Scores [B, N] and ids [B, N] of the nearest vectors to `queries` [B, D], ids -1 where there are fewer."""
         if len(queries) == 0:
-            return np.empty((0, n), np.float32), np.empty((0, n), np.int64)
-        scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), n)
-        return scores, ids
+            return nothing_found(0, n)
+        return self._searcher.search(np.ascontiguousarray(queries, dtype=np.float32), n)
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        """FAISS, or what does the same in less time where the index is flat."""
+        matrix = self.matrix() if self.is_inner_product else None
+        if matrix is None:
+            searcher: Searcher = self._index
+            return searcher
+        from ragstone.index.exact_range import ExactRange
+
+        return ExactRange([matrix], 0)
 
 
 def is_flat(path: Path) -> bool:

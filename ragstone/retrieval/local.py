@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ragstone.index.exact_range import Searcher
+from ragstone.index.searcher import Searcher
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.types import FloatArray, IntArray, Retrieved
 

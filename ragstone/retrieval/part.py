@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from ragstone.errors import InputError
-from ragstone.index.exact_range import ExactRange, Searcher, divide
+from ragstone.index.searcher import Searcher
 from ragstone.index.vector_index import is_flat
 from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import KnowledgeSource
@@ -44,16 +44,15 @@ def exact_part(
     """
     if parts == 1 and device == "cpu":
         return None
+    import torch
+
+    from ragstone.index.exact_range import ExactRange, divide
+
     first, last = divide(len(source), parts)[part]
     _refuse_beyond_memory(source, last - first, workers_here)
     chunks = source.vectors(first, last)
-    if device == "cuda":
-        import torch
-
-        from ragstone.index.device_range import DeviceRange
-
-        return DeviceRange(chunks, first, torch.device("cuda", torch.cuda.current_device()))
-    return ExactRange(chunks, first)
+    gpu = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else None
+    return ExactRange(chunks, first, gpu)
 
 
 def _refuse_beyond_memory(source: KnowledgeSource, rows: int, workers_here: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import InputError, LostError
-from ragstone.index.exact_range import best_of
+from ragstone.index.searcher import best_of
 from ragstone.knowledge.source import Indexes, SourceInfo
 from ragstone.processes.processes import Processes
 from ragstone.retrieval.location import IndexDevice, SourceLocation

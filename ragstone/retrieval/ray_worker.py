@@ -49,12 +49,13 @@ class RetrievalWorker:
         """The passages of `ids` [B, N], as a message."""
         return encode(ids, self._retriever().source.store)
 
-    def threads(self) -> int:
-        """How many threads a search takes."""
-        import faiss
-
+    def threads(self) -> tuple[int, int]:
+        """How many threads a search by FAISS takes, and one by torch."""
         self._retriever()
-        return int(faiss.omp_get_max_threads())
+        import faiss
+        import torch
+
+        return int(faiss.omp_get_max_threads()), torch.get_num_threads()
 
     def process(self) -> int:
         """The number of the worker's process."""
@@ -62,10 +63,9 @@ class RetrievalWorker:
 
     def _retriever(self) -> LocalRetriever:
         if self._opened is None:
-            import faiss
-
-            # Ray sets one thread; a search may take the share of the host that is the worker's.
-            faiss.omp_set_num_threads(self._threads)
+            # Ray sets one thread; a search may take the share of the host that is the worker's. FAISS and torch read
+            # this when they are loaded.
+            os.environ["OMP_NUM_THREADS"] = str(self._threads)
             source = KnowledgeSource(Path(self._location.passages_path), self._location.index)
             part = exact_part(source, self._part, self._parts, self._device, self._workers_here)
             self._opened = LocalRetriever(source, part)

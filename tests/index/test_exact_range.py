@@ -1,4 +1,4 @@
-"""Exact search over ranges: as exact as FAISS's flat index, to the last bit where a corpus is divided."""
+"""Exact search over ranges: what FAISS's flat index finds, to the last bit the same where a corpus is divided."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ragstone.index.device_range import DeviceRange
 from ragstone.index.exact import exact_search
-from ragstone.index.exact_range import BLOCK, ExactRange, best_of, divide
+from ragstone.index.exact_range import BLOCK, GROUP, ExactRange, divide
+from ragstone.index.searcher import best_of
 from ragstone.index.vector_index import VectorIndex, build_index
 from ragstone.types import FloatArray
 
@@ -21,23 +21,23 @@ def vectors(count: int, seed: int = 0) -> FloatArray:
     return np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("rows", "parts"), [(10, 1), (10, 3), (7, 7), (2, 4), (5000, 2), (10_000, 3), (4096, 4)])
+@pytest.mark.parametrize(
+    ("rows", "parts"), [(10, 1), (10, 3), (7, 7), (2, 4), (1000, 5), (5000, 2), (10_000, 3), (4096, 4)]
+)
 def test_divide(rows: int, parts: int) -> None:
     ranges = divide(rows, parts)
     assert [row for first, last in ranges for row in range(first, last)] == list(range(rows))
     assert len(ranges) == parts
-    unit = BLOCK if rows >= BLOCK * parts else 1
     lengths = [last - first for first, last in ranges]
-    assert max(lengths) - min(lengths) <= 2 * unit
-    if unit == BLOCK:
-        assert all(first % BLOCK == 0 for first, _ in ranges)
+    assert max(lengths) - min(lengths) <= 2 * BLOCK
+    assert all(first % BLOCK == 0 for first, last in ranges if first < last)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
 @pytest.mark.parametrize("queries", [1, 7, 32])
 @pytest.mark.parametrize("count", [50, 9000])
 def test_the_best_of_the_parts_are_the_best_of_the_whole(tmp_path: Path, parts: int, queries: int, count: int) -> None:
-    """Against FAISS's flat index: ids and scores, without tolerance."""
+    """Ids and scores without tolerance; as FAISS's own search of a flat index finds them, but for rounding."""
     corpus = vectors(count)
     build_index(lambda: iter([corpus]), count, DIMENSION, "Flat", tmp_path / "index")
     index = VectorIndex.open(tmp_path / "index")
@@ -50,6 +50,9 @@ def test_the_best_of_the_parts_are_the_best_of_the_whole(tmp_path: Path, parts: 
     merged_scores, merged_ids = best_of(found, 20)
     np.testing.assert_array_equal(merged_ids, ids)
     np.testing.assert_array_equal(merged_scores, scores)
+    faiss_scores, faiss_ids = index.faiss_index.search(asked, 20)
+    np.testing.assert_array_equal(ids, faiss_ids)
+    np.testing.assert_allclose(scores, faiss_scores, rtol=1e-5)
 
 
 def test_many_chunks_and_too_few_vectors() -> None:
@@ -67,10 +70,10 @@ def test_many_chunks_and_too_few_vectors() -> None:
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
 )
 def test_on_a_device_of_torch(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr("ragstone.index.device_range.ROWS_AT_ONCE", 300)
+    monkeypatch.setattr("ragstone.index.exact_range.BLOCK_ON_DEVICE", 300)
     corpus = vectors(1000)
     asked = vectors(9, seed=3)
-    scores, ids = DeviceRange([corpus[:600], corpus[600:]], 50, torch.device(device)).search(asked, 15)
+    scores, ids = ExactRange([corpus[:600], corpus[600:]], 50, torch.device(device)).search(asked, 15)
     exact_scores, exact_ids = exact_search([corpus], asked, 15)
     np.testing.assert_array_equal(ids, exact_ids + 50)
     np.testing.assert_allclose(scores, exact_scores, rtol=1e-5)
@@ -78,10 +81,10 @@ def test_on_a_device_of_torch(monkeypatch: pytest.MonkeyPatch, device: str) -> N
 
 def test_no_questions_and_no_vectors() -> None:
     nothing = np.empty((0, DIMENSION), np.float32)
-    for searcher in (ExactRange([vectors(3)], 0), DeviceRange([vectors(3)], 0, torch.device("cpu"))):
+    for searcher in (ExactRange([vectors(3)], 0), ExactRange([vectors(3)], 0, torch.device("cpu"))):
         scores, ids = searcher.search(nothing, 2)
         assert scores.shape == ids.shape == (0, 2)
-    for searcher in (ExactRange([], 7), DeviceRange([], 7, torch.device("cpu"))):
+    for searcher in (ExactRange([], 7), ExactRange([], 7, torch.device("cpu"))):
         assert searcher.search(vectors(2), 3)[1].tolist() == [[-1] * 3] * 2
 
 
@@ -91,6 +94,50 @@ def test_equal_scores_are_ordered_by_id() -> None:
     scores, ids = best_of(found, 2)
     assert ids.tolist() == [[4, 9]] and scores.tolist() == [[3.0, 3.0]]
     assert ExactRange([np.repeat(twin, 5, axis=0)], 0).search(twin, 3)[1].tolist() == [[0, 1, 2]]
+    # Twins in later groups do not push out earlier ones, but what is nearer does.
+    corpus = np.repeat(twin, 3 * GROUP, axis=0)
+    corpus[2 * GROUP + 5] *= 2
+    assert ExactRange([corpus], 0).search(twin, 4)[1].tolist() == [[2 * GROUP + 5, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_scores_in_order(order: str) -> None:
+    """Where each group is better than all before it, and where nothing is after the first."""
+    lengths = np.arange(1, 2 * GROUP + 100, dtype=np.float32)
+    corpus = np.outer(lengths if order == "ascending" else lengths[::-1], np.ones(DIMENSION, np.float32))
+    asked = np.ones((3, DIMENSION), np.float32)
+    best = np.arange(len(corpus))[::-1][:7] if order == "ascending" else np.arange(7)
+    scores, ids = ExactRange([corpus], 0).search(asked, 7)
+    assert ids.tolist() == [best.tolist()] * 3
+    np.testing.assert_array_equal(scores, (corpus[ids] * asked[:, None]).sum(-1))
+
+
+def test_a_vector_that_is_no_number_is_never_found() -> None:
+    corpus = vectors(40)
+    corpus[[3, 20]] = np.nan
+    asked = vectors(2, seed=5)
+    _, ids = ExactRange([corpus], 0).search(asked, 40)
+    there = np.delete(np.arange(40), [3, 20])
+    for row in ids:
+        assert sorted(row[:38]) == there.tolist() and row[38:].tolist() == [-1, -1]
+
+
+def test_half_precision_around_the_search_does_not_reach_into_it() -> None:
+    corpus, asked = vectors(500), vectors(4, seed=6)
+    alone = ExactRange([corpus], 0).search(asked, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = ExactRange([corpus], 0).search(asked, 6)
+    np.testing.assert_array_equal(within[0], alone[0])
+
+
+def test_a_map_is_read_where_it_is() -> None:
+    """Without a copy and without a warning (which pytest makes an error) that it cannot be written."""
+    corpus = vectors(100)
+    corpus.flags.writeable = False
+    searcher = ExactRange([corpus], 0)
+    corpus.flags.writeable = True
+    corpus[42] *= 100
+    assert searcher.search(corpus[42:43], 1)[1].tolist() == [[42]]
 
 
 def test_a_compressed_index_has_no_matrix(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ class Watched:
     """Notes how many threads there are while it searches."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.threads = 0
+        self.threads = (0, 0)
         self._error = error
 
     def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
-        self.threads = faiss.omp_get_max_threads()
+        self.threads = (faiss.omp_get_max_threads(), torch.get_num_threads())
         if self._error is not None:
             raise self._error
         return np.zeros((len(queries), n), np.float32), np.arange(len(queries) * n).reshape(-1, n)
@@ -36,5 +36,5 @@ def test_only_the_search_has_them(error: Exception | None) -> None:
     else:
         with pytest.raises(RuntimeError):
             searcher.search(np.zeros((2, 4), np.float32), 3)
-    assert inner.threads == before[0] + 3
+    assert inner.threads == (before[0] + 3, before[0] + 3)
     assert (faiss.omp_get_max_threads(), torch.get_num_threads()) == before

@@ -15,7 +15,7 @@ from ragstone.knowledge.store import PassageStore, PassageWriter
 
 ROWS = 6000
 DIMENSION = 48
-UNMAPPED_ROWS, UNMAPPED_DIMENSION = 100, 8
+UNMAPPED_ROWS, UNMAPPED_DIMENSION = 2048, 8
 
 
 def write_source(folder: Path, rows: int, dimension: int) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from ragstone.errors import InputError
 from ragstone.index.exact import exact_search
-from ragstone.index.exact_range import best_of
+from ragstone.index.searcher import best_of
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.part import exact_part
 from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_unmapped_source

@@ -102,7 +102,7 @@ def test_the_same_passages_as_in_this_process(pair: RayRetriever, alone: LocalRe
 
 
 def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever) -> None:
-    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    share = (max(1, len(os.sched_getaffinity(0)) // 2),) * 2
     assert ray.get([worker.threads.remote() for worker in pair._crews[0]._workers]) == [share, share]
 
 

@@ -1,0 +1,87 @@
+"""Exact search beside FAISS's own: python -m benchmarks.exact_search.
+
+Prints a table of milliseconds per batch of questions over flat vectors in memory. Both ways run in turn, must find the
+same passages, and each figure is the median.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import faiss
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import commit, processor
+from ragstone.index.exact_range import ExactRange
+from ragstone.index.searcher import Searcher
+from ragstone.types import FloatArray, IntArray
+
+SIZES = ((10_000, 768), (100_000, 384), (100_000, 768), (1_000_000, 768))
+"""Vectors, dimensions."""
+QUESTIONS = (1, 32, 200)
+N_DOCS = 5
+RUNS = 7
+SLOW_RUNS = 3
+"""Where FAISS takes longer than SLOW."""
+SLOW = 1.0
+"""Seconds."""
+
+
+class FaissSearch:
+    """FAISS's flat search, over the same memory."""
+
+    def __init__(self, vectors: FloatArray) -> None:
+        self._vectors = vectors
+
+    def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
+        """See Searcher.search."""
+        scores, ids = faiss.knn(queries, self._vectors, n, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, ids
+
+
+def main() -> None:
+    """Time both ways over all sizes and print the table."""
+    shown = Table("vectors", "dimensions", "questions", "FAISS ms", "Ragstone ms", "ratio", "GB/s", "GFLOP/s")
+    for column in shown.columns:
+        column.justify = "right"
+    generator = np.random.default_rng(0)
+    for size, dimension in SIZES:
+        vectors = generator.standard_normal((size, dimension), dtype=np.float32)
+        for count in QUESTIONS:
+            questions = generator.standard_normal((count, dimension), dtype=np.float32)
+            theirs, ours = _in_turn(FaissSearch(vectors), ExactRange([vectors], 0), questions)
+            figures = (1000 * theirs, 1000 * ours, theirs / ours)
+            rates = (vectors.nbytes / ours / 1e9, 2 * count * vectors.size / ours / 1e9)
+            row = (f"{size:,}", str(dimension), str(count), *(f"{figure:.1f}" for figure in figures))
+            shown.add_row(*row, *(f"{rate:.0f}" for rate in rates))
+    console = Console(width=120)
+    console.print(shown)
+    console.print(f"{processor()}, {torch.get_num_threads()} threads, commit {commit()}; {N_DOCS} passages each.")
+    console.print("GB/s and GFLOP/s: Ragstone's, each vector read once, and a product and a sum for each number in it.")
+
+
+def _in_turn(theirs: Searcher, ours: Searcher, questions: FloatArray) -> tuple[float, float]:
+    """Median seconds of both.
+
+    Raises:
+        AssertionError: they do not find the same.
+    """
+    began = time.perf_counter()
+    _, expected = theirs.search(questions, N_DOCS)
+    runs = SLOW_RUNS if time.perf_counter() - began > SLOW else RUNS
+    np.testing.assert_array_equal(ours.search(questions, N_DOCS)[1], expected)
+    took: list[list[float]] = [[], []]
+    for _ in range(runs):
+        for searcher, seconds in zip((theirs, ours), took, strict=True):
+            began = time.perf_counter()
+            searcher.search(questions, N_DOCS)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(took[0]), statistics.median(took[1])
+
+
+if __name__ == "__main__":
+    main()
