@@ -25,9 +25,9 @@ PEER = (
 METHOD = (
     f"Batches of {BATCH} questions, {N_DOCS} passages each, {DIMENSION} dimensions, synthetic vectors in clusters. "
     "hnsw32 has 32 links a node, where build-knowledge takes 128 unless told otherwise. In each process "
-    "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with searches on "
-    "the same number of threads, which sleep while they wait. in-process: one process asks. pytorch: two processes ask "
-    f"{BATCH // 2} questions each at the same time, the first one searches; a batch lasts from when both have asked "
+    "that is timed, the bare search of the index (all questions of the batch) and the backend alternate, with searches "
+    "on the same number of threads, which sleep while they wait. in-process: one process asks. pytorch: two processes "
+    f"ask {BATCH // 2} questions each at the same time, the first one searches; a batch lasts from when both asked "
     "until both have their passages. ray-1, ray-2: one process asks one or two workers, one batch at a time; queries "
     "per second of ray-2 with two batches on their way. Overhead "
     f"is the difference of the medians. Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms."

@@ -1,7 +1,8 @@
 """Exact search over a range of rows by torch's matrix product, on the CPU or on a GPU.
 
-FAISS's own flat search takes five to ten times as long on CPUs: it brings a matrix product of its own, and keeps a heap
-for each query. Here a product of some rows with all queries is looked at once for what beats the best so far.
+FAISS's own flat search takes up to eight times as long on CPUs (benchmarks/exact_search.py): it brings a matrix product
+of its own, and keeps a heap for each query. Here a product of some rows with all queries is looked at once for what
+beats the best so far.
 
 Shapes: B queries, N results, D dimensions, R rows of a group.
 """
