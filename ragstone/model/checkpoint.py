@@ -27,6 +27,7 @@ from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_we
 from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
 from ragstone.model.generator_wish import GeneratorWish, spare_odd_layers
+from ragstone.model.holder import Holder
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import load_adapters
 from ragstone.model.prompt import PromptSettings
@@ -131,9 +132,8 @@ def load_checkpoint(
     for part in (config, config.question_encoder, config.generator):
         # Releases of 2020 recorded that models return tuples, which today's break on within.
         part.return_dict = True
-    # Both model types have the same weights, so either class opens them.
     holder, report = pretrained(
-        holder_class("rag_sequence", config.generator),
+        Holder,
         name_or_path,
         "weights",
         config=config,
@@ -169,17 +169,6 @@ def load_checkpoint(
         for part in (holder.config, config, config.generator):
             vars(part).pop("quantization_config", None)
     return Checkpoint(config, encoder, as_generator(generator, tokenizers["generator"], prompt))
-
-
-def holder_class(model_type: RagType, generator_config: Any) -> Any:
-    """The class that holds both parts of a checkpoint under their names: transformers' own where it has one."""
-    if not generator_config.is_encoder_decoder:
-        from ragstone.model.causal_rag import CausalRag
-
-        return CausalRag
-    import transformers
-
-    return getattr(transformers, ARCHITECTURES[model_type])
 
 
 def record_prompt(config: Any, prompt: PromptSettings | None) -> None:
@@ -253,8 +242,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
         "generation": _plain_generation(generator.model.generation_config),
     }
     if checkpoint.adapter_base is None:
-        holder = holder_class(model_type, generator.model.config)
-        holder(config=config, question_encoder=encoder.model, generator=generator.model).save_pretrained(folder)
+        Holder(config, encoder.model, generator.model).save_pretrained(folder)
         # save_pretrained puts its own class there.
         config.architectures = [ARCHITECTURES[model_type]]
         config.save_pretrained(folder)
