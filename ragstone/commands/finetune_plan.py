@@ -83,6 +83,8 @@ def run_wishes(settings: FinetuneSettings) -> Wishes:
         model=settings.model_name_or_path,
         passages_path=settings.passages_path,
         index_path=settings.index_path,
+        index_name=settings.index_name,
+        use_dummy_dataset=settings.use_dummy_dataset,
         method=settings.method(),
         use=WeightUse(
             trains=settings.do_train or not settings.do_predict,

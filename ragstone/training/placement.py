@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 
 from ragstone.encoders.precision import fast_bfloat16
 from ragstone.errors import InputError
+from ragstone.knowledge.index_name import CUSTOM
 from ragstone.knowledge.row_store import open_store
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes, passages_folder
+from ragstone.knowledge.wiki_dpr import PUBLISHED_INDEXES, find_wiki_dpr
 from ragstone.processes.environment import Place
 from ragstone.processes.ray_cluster import AUTO, LOCAL, refuse_without_ray
 from ragstone.retrieval.choice import RetrievalSettings
@@ -41,6 +44,8 @@ class Wishes:
     """Folder or hub name."""
     passages_path: str | None = None
     index_path: str | None = None
+    index_name: str | None = None
+    use_dummy_dataset: bool = False
     method: MethodRequest = field(default_factory=MethodRequest)
     use: WeightUse = field(default_factory=WeightUse)
     """What is done with the model's weights."""
@@ -85,15 +90,16 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     config = read_config(Path(wishes.model))
     # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
     retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
-    index = None if retrieval is None else _index_bytes(wishes, config)
-    use, held = wishes.use, 0
+    index, use, held = None, wishes.use, 0
     if retrieval is not None:
-        method = _method(wishes, config)
+        passages, index_path = _source(wishes, config)
+        index = index_path.stat().st_size if index_path is not None and index_path.is_file() else None
+        method = _method(wishes, config, passages)
         _check_retrieval(retrieval, method, gpus, index)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
         # Who searches by words alone does not ask the question encoder.
         use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
-        held = _held_vectors(wishes, config, retrieval) * (here if method.by_words else 1)
+        held = _held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1)
     lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index, held)}")
     warning = None if gpus else _slow_arithmetic(wishes.precision)
     return Placement(processes, place.size == 1 and here > 1, lines, warning)
@@ -137,11 +143,33 @@ def _gpus(wishes: Wishes, place: Place) -> int:
     return gpus
 
 
-def _method(wishes: Wishes, config: dict[str, Any]) -> Method:
+def _source(wishes: Wishes, config: dict[str, Any]) -> tuple[Path | None, Path | None]:
+    """Passages and index file, as far as they are known before the model is opened, which may be on this host or not.
+
+    As model.source_choice chooses them; `config` is the checkpoint's, which may name a source.
+    """
+    if wishes.use_dummy_dataset or (config.get("use_dummy_dataset") and wishes.index_name is None):
+        return None, None
+    passages, index = wishes.passages_path, wishes.index_path
+    if passages is None and wishes.index_name in (None, CUSTOM):
+        passages, index = config.get("passages_path"), index or config.get("index_path")
+    name = wishes.index_name or config.get("index_name")
+    if passages is None and name in PUBLISHED_INDEXES:
+        # One that was not downloaded is refused when it is opened.
+        with suppress(InputError):
+            folder, file = find_wiki_dpr(name)
+            return folder, Path(index or file)
+    if passages is not None and index is None:
+        folder = Path(passages)
+        index = str((folder if (folder / PASSAGES_NAME).is_dir() else folder.parent) / INDEX_NAME)
+    return Path(passages) if passages else None, Path(index) if index else None
+
+
+def _method(wishes: Wishes, config: dict[str, Any], passages: Path | None) -> Method:
     """By what passages will be found. What a source that is not on this host has is not known here, nor refused."""
-    path = wishes.passages_path or config.get("passages_path") or ""
-    indexes = find_indexes(Path(path)) if path and Path(path).is_dir() else Indexes(vectors=True, words=True)
-    return wishes.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, path)
+    there = passages is not None and passages.is_dir()
+    indexes = find_indexes(passages) if passages is not None and there else Indexes(vectors=True, words=True)
+    return wishes.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, str(passages or ""))
 
 
 def _check_retrieval(retrieval: RetrievalSettings, method: Method, gpus: int, index: int | None) -> None:
@@ -228,29 +256,11 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int
     return "; ".join(parts)
 
 
-def _held_vectors(wishes: Wishes, config: dict[str, Any], retrieval: RetrievalSettings) -> int:
+def _held_vectors(passages: Path | None, index: Path | None, retrieval: RetrievalSettings) -> int:
     """Bytes of the vectors that exact search by `retrieval` reads into memory, if the source is on this host."""
-    index = _index_path(wishes, config)
-    passages = Path(wishes.passages_path or config.get("passages_path") or "nowhere")
-    if not retrieval.exact or index is None or not (index.is_file() and passages.is_dir()):
+    if not retrieval.exact or passages is None or index is None or not (index.is_file() and passages.is_dir()):
         return 0
     return retrieval.workers * bytes_to_hold(open_store(passages_folder(passages)), index)
-
-
-def _index_bytes(wishes: Wishes, config: dict[str, Any]) -> int | None:
-    """Bytes of the index file, if it is on this host."""
-    path = _index_path(wishes, config)
-    return path.stat().st_size if path is not None and path.is_file() else None
-
-
-def _index_path(wishes: Wishes, config: dict[str, Any]) -> Path | None:
-    """The index file; `config` is the checkpoint's, which may name one."""
-    if wishes.index_path is not None:
-        return Path(wishes.index_path)
-    if wishes.passages_path is not None:
-        folder = Path(wishes.passages_path)
-        return (folder if (folder / PASSAGES_NAME).is_dir() else folder.parent) / INDEX_NAME
-    return Path(config["index_path"]) if config.get("index_path") else None
 
 
 def _size(size: int) -> str:

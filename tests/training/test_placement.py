@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ragstone.errors import InputError
+from ragstone.knowledge.wiki_dpr import index_file, passages_folder
 from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
@@ -80,6 +81,38 @@ def test_a_checkpoint_that_names_its_source(wishes: dict[str, Any], source_folde
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "index_path": str(index)}))
     found = plan(wishes, model=str(tmp_path), passages_path=None).lines[2]
     assert found.endswith(f"index {index.stat().st_size / 2**20:.1f} MiB")
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """wiki_dpr's compressed index in the hub's cache, 3 MiB of it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "datasets--facebook--wiki_dpr"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
+    snapshot = repository / "snapshots" / "abc"
+    passages = snapshot / passages_folder("nq")
+    passages.parent.mkdir(parents=True)
+    write_unmapped_source(passages)
+    index = snapshot / index_file("nq", "compressed")
+    index.parent.mkdir()
+    with index.open("wb") as file:
+        file.truncate(3 * 2**20)
+    return index
+
+
+def test_an_index_by_name(wishes: dict[str, Any], published: Path, tmp_path: Path) -> None:
+    """By flag, or by a checkpoint's config as transformers wrote it; not where a source of its own is given."""
+    named = {"passages_path": None, "index_name": "compressed"}
+    assert plan(wishes, **named, model="someone/model").lines[2].endswith("unknown; index 3.0 MiB")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "index_name": "compressed"}))
+    by_config = {"model": str(tmp_path), "passages_path": None}
+    assert plan(wishes, **by_config).lines[2].endswith("index 3.0 MiB")
+    assert "3.0 MiB" not in plan(wishes, **{**by_config, "passages_path": wishes["passages_path"]}).lines[2]
+    for unknown in ({"use_dummy_dataset": True}, {"index_name": "exact"}, {"index_name": "legacy"}):
+        assert "index" not in plan(wishes, **{**by_config, **unknown}).lines[2]
 
 
 def test_a_model_on_the_hub_has_no_size_yet(wishes: dict[str, Any]) -> None:
