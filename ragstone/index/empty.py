@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import psutil
+
 from ragstone.errors import InputError
 
 TRAINING_VECTORS = 1_000_000
@@ -70,6 +72,34 @@ def refuse_too_few(index: Any, factory: str, count: int) -> None:
 def too_few(factory: str, count: int) -> str:
     """The sentence that an index which cannot be trained is refused with."""
     return f"The index {factory} cannot be built over {count} vectors; use --index flat, or one with fewer centroids."
+
+
+def links_per_node(graph: Any) -> int:
+    """Links of an HNSW node: those of the lowest level, and about its part of the few above."""
+    return int(graph.hnsw.nb_neighbors(0)) + 2
+
+
+def refuse_beyond_memory(index: Any, factory: str, dimension: int, count: int) -> None:
+    """Refuse an empty index that takes more memory over `count` vectors than this machine has.
+
+    Raises:
+        InputError: names both.
+    """
+    import faiss
+
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        needed = count * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links_per_node(inner))
+    else:
+        needed = count * index.sa_code_size()
+    if not index.is_trained:
+        needed += 4 * dimension * min(count, TRAINING_VECTORS)
+    total = psutil.virtual_memory().total
+    if needed > total:
+        raise InputError(
+            f"The index {factory} over {count:,} vectors takes {needed / 2**30:.1f} GiB of memory until it is "
+            f"complete, and this machine has {total / 2**30:.1f} GiB; take --index ivfpq, or flat, which takes none."
+        )
 
 
 def _no_factory_string(factory: str, where: str) -> str:

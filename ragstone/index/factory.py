@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ragstone.errors import InputError
-from ragstone.index.empty import empty_index, refuse_too_few, refuse_unparsed
+from ragstone.index.empty import empty_index, refuse_beyond_memory, refuse_too_few, refuse_unparsed
 
 NAMES = ("flat", "hnsw", "ivfpq")
 """Indexes by a name of their own."""
@@ -26,11 +26,20 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
         m: links of an HNSW node (the reference's --m).
 
     Raises:
-        InputError: too few vectors to train the index, too few links, or what FAISS does not know.
+        InputError: too few vectors to train the index, too many for this machine's memory, too few links, or what
+            FAISS does not know.
     """
     refuse_few_links(index, m)
     if index == "flat":
         return "Flat"
+    factory = _factory(index, dimension, count, m)
+    empty = empty_index(factory, dimension)
+    refuse_too_few(empty, factory, count)
+    refuse_beyond_memory(empty, factory, dimension, count)
+    return factory
+
+
+def _factory(index: str, dimension: int, count: int, m: int) -> str:
     if index == "hnsw":
         return f"HNSW{m},Flat"
     if index == "ivfpq":
@@ -42,7 +51,6 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
         lists = 2 ** round(math.log2(4 * math.sqrt(count)))
         lists = max(1, min(lists, count // POINTS_PER_CENTROID))
         return f"IVF{lists},PQ{_code_bytes(dimension)}x8"
-    refuse_too_few(empty_index(index, dimension), index, count)
     return index
 
 

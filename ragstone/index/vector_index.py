@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import InputError
-from ragstone.index.empty import TRAINING_VECTORS, empty_index, too_few
+from ragstone.index.empty import TRAINING_VECTORS, empty_index, links_per_node, too_few
 from ragstone.index.searcher import Searcher, nothing_found
 from ragstone.progress import activity, progress_bar
 from ragstone.types import FloatArray, IntArray
@@ -120,6 +120,7 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
 
     index = empty_index(factory, dimension)
     _widen_search(index)
+    _reserve(index, count)
     try:
         if not index.is_trained:
             with activity(f"Training the index {factory}"):
@@ -159,6 +160,25 @@ def _add(index: Any, vectors: VectorStream, count: int) -> None:
                 part = chunk[start : start + 1024]
                 index.add(np.ascontiguousarray(part))
                 bar.advance(len(part))
+
+
+def _reserve(index: Any, count: int) -> None:
+    """Let an HNSW index have the memory that `count` vectors take, once.
+
+    Otherwise it doubles what it has when that is full, and holds both while it copies.
+    """
+    import faiss
+
+    graph: Any = faiss.downcast_index(index)
+    if not isinstance(graph, faiss.IndexHNSW):
+        return
+    storage: Any = faiss.downcast_index(graph.storage)
+    links: Any = graph.hnsw
+    sizes = ((storage.codes, storage.code_size), (links.neighbors, links_per_node(graph)))
+    # FAISS's vectors have no other way to say it: they keep their memory when they shrink.
+    for values, size in sizes:
+        values.resize(count * size)
+        values.resize(0)
 
 
 def _widen_search(index: Any) -> None:

@@ -64,3 +64,23 @@ def test_what_may_fit_some_dimension_is_not_refused_before_that_is_known(index: 
 def test_more_centroids_than_vectors(factory: str) -> None:
     with pytest.raises(InputError, match=f"The index {factory} cannot be built over 100 vectors"):
         factory_string(factory, 8, 100, 128)
+
+
+@pytest.mark.parametrize(
+    ("index", "size"),
+    [
+        # 3,072 bytes of a vector and 258 links of 4; 8-bit codes; lists of codes, their numbers and the sample.
+        ("hnsw", 3072 + 4 * 258),
+        ("HNSW32_SQ8", 768 + 4 * 66),
+        ("IVF4096,SQ8", 768 + 2),
+    ],
+)
+def test_more_vectors_than_memory(index: str, size: int) -> None:
+    count = 10**10
+    with pytest.raises(
+        InputError, match=r"over 10,000,000,000 vectors takes ([\d.]+) GiB of memory until .*; take"
+    ) as said:
+        factory_string(index, 768, count, 128)
+    needed = float(str(said.value).split(" takes ")[1].split()[0])
+    assert needed == pytest.approx(count * size / 2**30, rel=0.01)
+    assert factory_string("flat", 768, count, 128) == "Flat"

@@ -92,6 +92,29 @@ def test_the_codes_of_the_published_kinds_of_wiki_dpr_stay_in_the_map(tmp_path: 
     assert added < vectors.size / 10
 
 
+BUILD = """
+import sys
+from pathlib import Path
+import faiss, numpy
+from ragstone.index.vector_index import build_index
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+vectors = numpy.random.default_rng(0).standard_normal((1024, 2048), dtype=numpy.float32)
+count = 8 * len(vectors) + 1
+before = peak()
+build_index(lambda: iter([vectors] * 8 + [vectors[:1]]), count, 2048, "HNSW4,Flat", Path(sys.argv[1]))
+print(peak() - before)
+"""
+
+
+def test_a_graph_takes_the_memory_that_it_needs_once(tmp_path: Path) -> None:
+    """Eight thousand vectors and one more, at which what has room for eight thousand is copied into twice as much."""
+    path = tmp_path / "index"
+    done = subprocess.run([sys.executable, "-c", BUILD, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1.2 * path.stat().st_size + 20e6
+
+
 def test_search_is_wider_than_faiss_default_also_within_composed_indexes(tmp_path: Path) -> None:
     hnsw = build(tmp_path / "hnsw", "HNSW8,Flat")
     assert faiss.downcast_index(hnsw.faiss_index).hnsw.efSearch == EF_SEARCH
