@@ -108,8 +108,8 @@ def _run(command: Command, program: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries()
-    # Importing torch and transformers makes half a million objects that stay. By default, each 700 more are looked
-    # through for garbage, which takes a seventh of the time.
+    # Importing torch and transformers makes half a million objects that stay. By default, all are looked through for
+    # garbage time and again as each 700 come, which takes a seventh of the time; a command makes little of it later.
     gc.set_threshold(50_000)
     with stop_like_interrupt():
         module.show(function(settings))

@@ -85,21 +85,35 @@ def refuse_beyond_memory(index: Any, factory: str, dimension: int, count: int) -
     Raises:
         InputError: names both.
     """
-    import faiss
-
-    inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexHNSW):
-        needed = count * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links_per_node(inner))
-    else:
-        needed = count * index.sa_code_size()
+    needed = count * _bytes_per_vector(index)
     if not index.is_trained:
         needed += 4 * dimension * min(count, TRAINING_VECTORS)
     total = psutil.virtual_memory().total
     if needed > total:
         raise InputError(
-            f"The index {factory} over {count:,} vectors takes {needed / 2**30:.1f} GiB of memory until it is "
+            f"The index {factory} over {count:,} vectors takes at least {needed / 2**30:.1f} GiB of memory until it is "
             f"complete, and this machine has {total / 2**30:.1f} GiB; take --index ivfpq, or flat, which takes none."
         )
+
+
+def _bytes_per_vector(index: Any) -> int:
+    """Bytes that an index keeps of each vector, at least; 0 of a kind that does not say."""
+    import faiss
+
+    inner: Any = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        return _bytes_per_vector(inner.index)
+    if isinstance(inner, faiss.IndexRefine):
+        return _bytes_per_vector(inner.base_index) + _bytes_per_vector(inner.refine_index)
+    if isinstance(inner, faiss.IndexHNSW):
+        return _bytes_per_vector(inner.storage) + 4 * links_per_node(inner)
+    if isinstance(inner, faiss.IndexIVF):
+        # A code, and the number of its vector.
+        return int(inner.code_size) + 8
+    try:
+        return int(inner.sa_code_size())
+    except RuntimeError:
+        return 0
 
 
 def _no_factory_string(factory: str, where: str) -> str:

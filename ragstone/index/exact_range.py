@@ -55,12 +55,13 @@ class ExactRange:
         best = nothing_found(len(queries), n)
         if len(queries) == 0:
             return best
-        asked = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self._device).T
+        asked = _view(np.ascontiguousarray(queries, dtype=np.float32)).to(self._device).T
         offset = self._first
         # Whoever asks may compute in half precision.
         with torch.autocast(self._device.type, enabled=False):
             for group in self._groups:
-                scores = torch.cat([block @ asked for block in group])
+                products = [block @ asked for block in group]
+                scores = torch.cat(products) if len(products) > 1 else products[0]
                 best = _better(best, scores, offset)
                 offset += len(scores)
         return best
@@ -96,8 +97,9 @@ def _better(best: tuple[FloatArray, IntArray], scores: torch.Tensor, first: int)
     b, n = best_ids.shape
     better = scores > torch.from_numpy(best_scores[:, -1].copy()).to(scores.device)
     if int(better.count_nonzero()) > MANY * best_ids.size:
-        # The first rows are all better than nothing.
-        better &= scores >= scores.T.topk(min(n, len(scores))).values[:, -1]
+        # The first rows are all better than nothing. What is no number must not count among the highest.
+        highest = scores.masked_fill(~better, -torch.inf).T.topk(min(n, len(scores))).values
+        better &= scores >= highest[:, -1]
     rows, queries = better.nonzero(as_tuple=True)
     if len(rows) == 0:
         return best

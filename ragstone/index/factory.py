@@ -30,7 +30,7 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
             FAISS does not know.
     """
     refuse_few_links(index, m)
-    if index == "flat":
+    if index in ("flat", "Flat"):
         return "Flat"
     factory = _factory(index, dimension, count, m)
     empty = empty_index(factory, dimension)

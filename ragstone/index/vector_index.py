@@ -25,6 +25,9 @@ EF_SEARCH = 128
 PROBES = 32
 """Lists that an IVF index looks into."""
 
+FLAT_KINDS = (b"IxFI", b"IxF2", b"IxFl")
+"""What files of flat indexes begin with: by inner product, by distance, by another metric."""
+
 VectorStream = Callable[[], Iterator[FloatArray]]
 """Gives the vectors from the start, chunk by chunk [*, D], each time it is called."""
 
@@ -75,8 +78,9 @@ class VectorIndex:
         """All its vectors [n, D] as a view of the map, if it is a flat index; None if it is another."""
         import faiss
 
-        index = faiss.downcast_index(self._index)
-        if not isinstance(index, faiss.IndexFlat):
+        index: Any = faiss.downcast_index(self._index)
+        # Others that are called flat keep their vectors in another order.
+        if type(index) not in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexFlatL2):
             return None
         return faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
 
@@ -101,7 +105,7 @@ class VectorIndex:
 def is_flat(path: Path) -> bool:
     """Whether the index file at `path` is a flat one, whose `matrix` there is; looks at its first bytes alone."""
     with path.open("rb") as file:
-        return file.read(4).startswith(b"IxF")
+        return file.read(4) in FLAT_KINDS
 
 
 def build_index(vectors: VectorStream, count: int, dimension: int, factory: str, path: Path) -> None:

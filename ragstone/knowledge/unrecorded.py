@@ -81,4 +81,4 @@ def _factory(index: VectorIndex) -> str:
     if isinstance(inner, faiss.IndexHNSWFlat):
         graph: Any = inner.hnsw
         return f"HNSW{graph.nb_neighbors(1)},Flat"
-    return "Flat" if isinstance(inner, faiss.IndexFlat) else ""
+    return "" if index.matrix() is None else "Flat"

@@ -15,6 +15,8 @@ from ragstone.model.architecture import auto_class
 class _Holding(PreTrainedModel):
     config_class = RagConfig
     base_model_prefix = "rag"
+    _supports_sdpa = True
+    _supports_flash_attn = True
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -148,11 +148,15 @@ def _source(wishes: Wishes, config: dict[str, Any]) -> tuple[Path | None, Path |
 
     As model.source_choice chooses them; `config` is the checkpoint's, which may name a source.
     """
-    if wishes.use_dummy_dataset or (config.get("use_dummy_dataset") and wishes.index_name is None):
+    if wishes.use_dummy_dataset:
         return None, None
     passages, index = wishes.passages_path, wishes.index_path
+    if passages is None:
+        index = index or config.get("index_path")
     if passages is None and wishes.index_name in (None, CUSTOM):
-        passages, index = config.get("passages_path"), index or config.get("index_path")
+        passages = config.get("passages_path")
+        if passages is None and config.get("use_dummy_dataset") and wishes.index_name is None:
+            return None, None
     name = wishes.index_name or config.get("index_name")
     if passages is None and name in PUBLISHED_INDEXES:
         # One that was not downloaded is refused when it is opened.

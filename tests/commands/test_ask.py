@@ -54,6 +54,15 @@ def _refused(capsys: pytest.CaptureFixture[str], flags: list[str], *parts: str) 
         assert part in message
 
 
+def test_nothing_is_imported_that_is_not_needed(flags: list[str]) -> None:
+    """datasets and pandas take a third of a second, which everybody would wait for who asks."""
+    code = "import sys; from ragstone.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, *flags, f"--question={QUESTION}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = set(done.stderr.split())
+    assert "transformers" in imported and not imported & {"datasets", "pandas"}
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_type_of_the_generators_weights(
     flags: list[str], expected: Answer, checkpoint_folder: Path, source_folder: Path, name: str

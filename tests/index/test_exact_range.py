@@ -11,7 +11,7 @@ import torch
 from ragstone.index.exact import exact_search
 from ragstone.index.exact_range import BLOCK, GROUP, ExactRange, divide
 from ragstone.index.searcher import best_of
-from ragstone.index.vector_index import VectorIndex, build_index
+from ragstone.index.vector_index import VectorIndex, build_index, is_flat
 from ragstone.types import FloatArray
 
 DIMENSION = 32
@@ -120,6 +120,11 @@ def test_a_vector_that_is_no_number_is_never_found() -> None:
     there = np.delete(np.arange(40), [3, 20])
     for row in ids:
         assert sorted(row[:38]) == there.tolist() and row[38:].tolist() == [-1, -1]
+    # Among so many that the lowest are left out before the rest is sorted.
+    corpus = vectors(GROUP)
+    corpus[:7] = np.nan
+    _, ids = ExactRange([corpus], 0).search(asked, 5)
+    np.testing.assert_array_equal(ids, exact_search([corpus[7:]], asked, 5)[1] + 7)
 
 
 def test_half_precision_around_the_search_does_not_reach_into_it() -> None:
@@ -131,15 +136,23 @@ def test_half_precision_around_the_search_does_not_reach_into_it() -> None:
 
 
 def test_a_map_is_read_where_it_is() -> None:
-    """Without a copy and without a warning (which pytest makes an error) that it cannot be written."""
+    """Without a copy, and without a warning that it or a question cannot be written: pytest makes those errors."""
+    torch.set_warn_always(True)
     corpus = vectors(100)
     corpus.flags.writeable = False
     searcher = ExactRange([corpus], 0)
     corpus.flags.writeable = True
     corpus[42] *= 100
-    assert searcher.search(corpus[42:43], 1)[1].tolist() == [[42]]
+    asked = corpus[42:43].copy()
+    asked.flags.writeable = False
+    assert searcher.search(asked, 1)[1].tolist() == [[42]]
+    torch.set_warn_always(False)
 
 
-def test_a_compressed_index_has_no_matrix(tmp_path: Path) -> None:
-    build_index(lambda: iter([vectors(100)]), 100, DIMENSION, "HNSW8,Flat", tmp_path / "index")
-    assert VectorIndex.open(tmp_path / "index").matrix() is None
+@pytest.mark.parametrize("factory", ["HNSW8,Flat", "FlatIPPanorama8"])
+def test_an_index_that_keeps_vectors_in_its_own_way_has_no_matrix(tmp_path: Path, factory: str) -> None:
+    build_index(lambda: iter([vectors(100)]), 100, DIMENSION, factory, tmp_path / "index")
+    index = VectorIndex.open(tmp_path / "index")
+    assert index.matrix() is None and not is_flat(tmp_path / "index")
+    asked = vectors(20, seed=7)
+    np.testing.assert_array_equal(index.search(asked, 3)[1], exact_search([vectors(100)], asked, 3)[1])

@@ -101,9 +101,13 @@ def test_the_same_passages_as_in_this_process(pair: RayRetriever, alone: LocalRe
     assert_as_alone(pair, alone)
 
 
-def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever) -> None:
-    share = (max(1, len(os.sched_getaffinity(0)) // 2),) * 2
+def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever, large_source: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    share = (max(1, cores // 2),) * 2
     assert ray.get([worker.threads.remote() for worker in pair._crews[0]._workers]) == [share, share]
+    alone = open_workers(large_source)
+    assert ray.get(alone._crews[0]._workers[0].threads.remote()) == (cores, cores)
+    alone.close()
 
 
 def test_a_divided_source_gives_what_the_undivided_one_gives(

@@ -111,6 +111,10 @@ def test_an_index_by_name(wishes: dict[str, Any], published: Path, tmp_path: Pat
     by_config = {"model": str(tmp_path), "passages_path": None}
     assert plan(wishes, **by_config).lines[2].endswith("index 3.0 MiB")
     assert "3.0 MiB" not in plan(wishes, **{**by_config, "passages_path": wishes["passages_path"]}).lines[2]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "use_dummy_dataset": True}))
+    assert "index" not in plan(wishes, **by_config).lines[2]
+    for given in ({"passages_path": wishes["passages_path"]}, {"index_name": "compressed"}):
+        assert "index" in plan(wishes, **{**by_config, **given}).lines[2]
     for unknown in ({"use_dummy_dataset": True}, {"index_name": "exact"}, {"index_name": "legacy"}):
         assert "index" not in plan(wishes, **{**by_config, **unknown}).lines[2]
 
