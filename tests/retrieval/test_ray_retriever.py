@@ -233,7 +233,9 @@ def test_workers_that_are_gone_for_good(cluster: RayCluster, large_source: Path,
     ray.kill(second, no_restart=True)
     began = time.monotonic()
     with pytest.raises(LostError, match=r"^The 2 retrieval workers do not answer any more \(time-out .* s\): .*resume"):
-        retriever.retrieve(queries(2), 3)
+        # Ray kills it in a moment, not at once.
+        for _ in range(1000):
+            retriever.retrieve(queries(2), 3)
     assert time.monotonic() - began < TIMEOUT
     retriever.close()
 
@@ -244,7 +246,7 @@ def test_no_source_is_said_as_in_this_process(cluster: RayCluster, tmp_path: Pat
 
 
 def test_workers_do_without_torch() -> None:
-    """Each is a process of its own: what it imports, it holds in memory once more."""
+    """Each is a process of its own: what it imports, it holds in memory once more. Exact search alone needs torch."""
     check = "import sys, ragstone.retrieval.ray_worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
