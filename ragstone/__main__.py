@@ -108,8 +108,8 @@ def _run(command: Command, program: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries()
-    # Importing torch and transformers makes half a million objects that stay. By default, all are looked through for
-    # garbage time and again as each 700 come, which takes a seventh of the time; a command makes little of it later.
+    # Importing torch and transformers makes some 400,000 objects that stay. By default, all are looked through for
+    # garbage time and again as each 700 come. It stays so for the whole command, which makes little garbage later.
     gc.set_threshold(50_000)
     with stop_like_interrupt():
         module.show(function(settings))

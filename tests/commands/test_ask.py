@@ -55,7 +55,7 @@ def _refused(capsys: pytest.CaptureFixture[str], flags: list[str], *parts: str) 
 
 
 def test_nothing_is_imported_that_is_not_needed(flags: list[str]) -> None:
-    """datasets and pandas take a third of a second, which everybody would wait for who asks."""
+    """Everybody who asks would wait for datasets and pandas, and hold them in memory."""
     code = "import sys; from ragstone.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     command = [sys.executable, "-c", code, *flags, f"--question={QUESTION}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
