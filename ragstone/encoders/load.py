@@ -69,7 +69,7 @@ def load_encoder(
     # What DPR's folders know of the length stands with the tokenizer.
     tokenizer.model_max_length = settings.max_length
     model, report = pretrained(
-        _model_class(config), name_or_path, "encoder weights", cache_dir=cache_dir, output_loading_info=True
+        encoder_class(config), name_or_path, "encoder weights", cache_dir=cache_dir, output_loading_info=True
     )
     refuse_new_weights(name_or_path, _needed(report["missing_keys"], settings), allow_new_weights)
     encoder = TextEncoder(model.float().eval(), tokenizer, settings, name_or_path)
@@ -78,6 +78,8 @@ def load_encoder(
         encoder.dense = read_dense(
             lambda file: find_file(name_or_path, file, cache_dir), paths, name_or_path, encoder.width
         )
+    if config.is_encoder_decoder:
+        _refuse_asking_for_answers(encoder)
     return encoder
 
 
@@ -126,13 +128,35 @@ def refuse_new_weights(name: str, missing: list[str], allowed: bool) -> None:
         )
 
 
-def _model_class(config: Any) -> Any:
+def encoder_class(config: Any) -> Any:
+    """The class of transformers that reads text with a model of this config: of T5 and its like, the encoder alone."""
     from transformers import AutoModel, DPRContextEncoder, DPRQuestionEncoder
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_TEXT_ENCODING_MAPPING,
+    )
 
-    if config.model_type != "dpr":
-        return AutoModel
-    architectures = config.architectures or []
-    return DPRContextEncoder if "DPRContextEncoder" in architectures else DPRQuestionEncoder
+    if config.model_type == "dpr":
+        architectures = config.architectures or []
+        return DPRContextEncoder if "DPRContextEncoder" in architectures else DPRQuestionEncoder
+    if config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), AutoModel)
+    return AutoModel
+
+
+def _refuse_asking_for_answers(encoder: TextEncoder) -> None:
+    """Refuse a sequence-to-sequence model that reads no text without the beginning of an answer to it.
+
+    Raises:
+        InputError: see above.
+    """
+    try:
+        encoder.embed(["a"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{encoder.name} is a {encoder.model.config.model_type} model, which makes no vector of a text alone; "
+            "take an encoder, such as BERT, a sentence-transformers model or T5."
+        ) from error
 
 
 def _needed(missing: Any, settings: EncoderSettings) -> list[str]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModel, PreTrainedModel, RagConfig
+from transformers import PreTrainedModel, RagConfig
 
+from ragstone.encoders.load import encoder_class
 from ragstone.model.architecture import auto_class
 
 
@@ -31,7 +32,10 @@ class Parts(_Holding):
         """Parts that are not given are made from their configs, for from_pretrained to fill."""
         super().__init__(config)
         if question_encoder is None:
-            question_encoder = AutoModel.from_config(config.question_encoder)
+            kind = encoder_class(config.question_encoder)
+            # As transformers' auto classes do, which are asked by the public name.
+            make = getattr(kind, "_from_config", None) or kind.from_config
+            question_encoder = make(config.question_encoder)
         if generator is None:
             generator = auto_class(config.generator, "The generator").from_config(config.generator)
         self.question_encoder = question_encoder

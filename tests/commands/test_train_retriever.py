@@ -17,6 +17,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from ragstone.__main__ import main
+from tests.conftest import decoder_folder
 
 COLOURS, THINGS = ["red", "blue", "green", "white"], ["hat", "ball", "cart", "stone", "knife"]
 
@@ -132,12 +133,13 @@ def test_several_files_plain_and_gzipped(train_file: Path, tmp_path: Path) -> No
     assert metrics["train_questions"] + metrics["held_out_questions"] == 40
 
 
-@pytest.mark.parametrize("kind", ["dpr", "fresh", "plain bert", "shared sentence-transformers"])
+@pytest.mark.parametrize("kind", ["dpr", "fresh", "plain bert", "t5", "qwen3", "shared sentence-transformers"])
 def test_starts_from_encoders(
     kind: str,
     train_file: Path,
     models_folder: Path,
     plain_bert_folder: Path,
+    t5_folder: Path,
     retrievers: Path,
     minilm_folder: str,
     tmp_path: Path,
@@ -154,6 +156,8 @@ def test_starts_from_encoders(
         "dpr": pair_flags(models_folder),
         "fresh": pair_flags(retrievers / "one"),
         "plain bert": [f"--encoder_name_or_path={plain_bert_folder}"],
+        "t5": [f"--encoder_name_or_path={t5_folder}"],
+        "qwen3": [f"--encoder_name_or_path={decoder_folder(tmp_path / 'qwen3', 'qwen3')}", "--pooling=last"],
         "shared sentence-transformers": [f"--encoder_name_or_path={minilm_folder}", "--shared", "--max_steps=1"],
     }[kind]
     train(train_file, tmp_path / "out", *flags, "--learning_rate=1e-3", "--micro_batch_size=4", "--max_length=20")

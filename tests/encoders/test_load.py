@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -19,6 +21,8 @@ from transformers import (
     DPRQuestionEncoder,
     GPT2Config,
     GPT2Model,
+    LongT5Config,
+    LongT5Model,
     PreTrainedTokenizerFast,
 )
 
@@ -94,6 +98,31 @@ def test_dpr_encoders_are_transformers_own(
     back = load_encoder(str(tmp_path), side)
     assert type(back.model) is model_class
     assert back.fingerprint() == ours.fingerprint()
+
+
+def test_of_a_t5_the_encoder_alone_is_taken(t5_folder: Path, tmp_path: Path) -> None:
+    """As sentence-transformers does; its decoder is not needed, and not written again."""
+    theirs = SentenceTransformer(str(t5_folder), device="cpu")
+    theirs.save(str(tmp_path / "theirs"))
+    texts = ["otto founded the old town", "red", "the hill by the old river was red"]
+    for name in (str(tmp_path / "theirs"), str(t5_folder)):
+        ours = load_encoder(name, "passage", pooling="mean")
+        np.testing.assert_allclose(ours.embed(texts), theirs.encode(texts), atol=1e-5)
+    save_encoder(ours, tmp_path / "ours")
+    assert not [name for name in load_file(tmp_path / "ours" / "model.safetensors") if "decoder" in name]
+    back = load_encoder(str(tmp_path / "ours"), "passage")
+    assert back.fingerprint() == ours.fingerprint()
+    opened = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    np.testing.assert_allclose(back.embed(texts), opened.encode(texts), atol=1e-5)
+
+
+def test_what_reads_no_text_without_an_answer_is_refused(t5_folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(t5_folder)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    LongT5Model(LongT5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a longt5 model, which makes no vector of a text alone; take an encoder"):
+        load_encoder(str(tmp_path), "question")
 
 
 def test_a_length_given_for_dpr_is_kept(models_folder: Path, tmp_path: Path) -> None:
