@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ragstone.encoders.load import (
     PASSAGE_ENCODER_KEY,
     load_encoder,
@@ -27,6 +29,9 @@ from ragstone.model.lora import merge_adapters
 from ragstone.model.rag import RagType
 from ragstone.progress import activity
 from ragstone.types import NO_PASSAGE
+
+QUESTION = "What is this?"
+"""What a new checkpoint is asked."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +204,16 @@ def _origin(encoder: TextEncoder, parts: Parts) -> EncoderRecord:
 
 
 def _try_out(checkpoint: Checkpoint) -> str:
+    """Let the question encoder read a question, and the generator answer it; returns the answer."""
     import torch
 
+    if not np.isfinite(checkpoint.question_encoder.embed([QUESTION])).all():
+        raise InputError("The question encoder gives a vector that is not finite; train it anew, or save it again.")
     generator: Any = checkpoint.generator
     generator.model.eval()
     context = checkpoint.context
     decoding = Decoding(num_beams=1, max_length=8)
     with torch.no_grad():
-        contexts = generator.encode([context.text(NO_PASSAGE, "What is this?")], context.max_length)
+        contexts = generator.encode([context.text(NO_PASSAGE, QUESTION)], context.max_length)
         found = generator.search(contexts, torch.zeros(1, 1), decoding)
     return str(generator.text(found[0][0]))

@@ -118,6 +118,36 @@ def test_the_checkpoint_is_tried_out(
     assert not (tmp_path / "rag").exists()
 
 
+def test_the_question_encoder_is_tried_out(
+    flags: list[str], models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One whose vectors are no numbers is refused, and nothing is written."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(models_folder / "question_encoder", damaged)
+    weights = load_file(damaged / "model.safetensors")
+    name = next(name for name in weights if name.endswith("LayerNorm.weight"))
+    weights[name].fill_(float("nan"))
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    told = refused(capsys, [*flags, "--question_encoder_name_or_path", str(damaged)])
+    assert "The question encoder gives a vector that is not finite; train it anew" in told
+    assert not (tmp_path / "rag").exists()
+
+
+def test_of_a_t5_question_encoder_the_encoder_alone_is_kept(
+    flags: list[str], t5_folder: Path, documents_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, "--question_encoder_name_or_path", str(t5_folder)]) == 0
+    joined = load_checkpoint(str(tmp_path / "rag")).question_encoder
+    alone = load_encoder(str(t5_folder), "question")
+    assert joined.embed(["the old town"]).tolist() == alone.embed(["the old town"]).tolist()
+    source = ["--csv_path", str(documents_file), "--output_dir", str(tmp_path / "source")]
+    assert main(["build-knowledge", *source, "--dpr_ctx_encoder_model_name", str(t5_folder)]) == 0
+    capsys.readouterr()
+    asked = ["ask", "--model_name_or_path", str(tmp_path / "rag"), "--passages_path", str(tmp_path / "source")]
+    assert main([*asked, "--question", "who founded the town ?"]) == 0
+    assert "posterior" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("part", "missing"),
     [("generator", ["encoder.layers.0.fc1.weight"]), ("question_encoder", ["attention.self.query.weight"])],
