@@ -141,9 +141,15 @@ def commands(
     return plain(drawn)
 
 
+def test_the_first_seconds_are_told_too(commands: str) -> None:
+    """Before anything else: importing torch and transformers takes longer than what many commands do."""
+    assert commands.lstrip().startswith("Loading libraries")
+
+
 @pytest.mark.parametrize(
     "said",
     [
+        "Loading libraries",
         *("Learning a tokenizer", "Loading models/question_encoder", "Loading models/generator"),
         *("Writing the checkpoint", "Trying the checkpoint out", "Searching the index", "Opening the index"),
         *("Saving checkpoint2", "Loading run/best"),

@@ -78,9 +78,11 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
 
     Yields question, answer, and whether to print JSON.
     """
-    from ragstone.model.decoding import Decoding
-    from ragstone.model.open import ModelRequest, open_model
-    from ragstone.progress import activity
+    from ragstone.progress import activity, importing
+
+    with importing():
+        from ragstone.model.decoding import Decoding
+        from ragstone.model.open import ModelRequest, open_model
 
     decoding = Decoding(settings.num_beams, settings.min_length, settings.max_length)
     model = open_model(

@@ -128,9 +128,12 @@ def _refuse_early(settings: BuildKnowledgeSettings) -> None:
         refuse_unknown_index(settings.index)
     if settings.rag_model_name is None:
         return
-    from transformers import AutoConfig
+    from ragstone.progress import importing
 
-    from ragstone.encoders.load import pretrained
+    with importing():
+        from transformers import AutoConfig
+
+        from ragstone.encoders.load import pretrained
 
     config = pretrained(AutoConfig, settings.rag_model_name, "config.json")
     if config.model_type != "rag":
@@ -141,8 +144,11 @@ def _refuse_early(settings: BuildKnowledgeSettings) -> None:
 
 
 def _build_here(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
-    from ragstone.encoders.precision import best_device, compute_dtype
-    from ragstone.knowledge.build import build_knowledge_source
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.encoders.precision import best_device, compute_dtype
+        from ragstone.knowledge.build import build_knowledge_source
 
     # Refuses a precision that the device has not, before the encoder is loaded.
     compute_dtype(best_device(), settings.precision)
@@ -157,9 +163,12 @@ def _build_words(settings: BuildKnowledgeSettings, files: list[Path], folder: Pa
 
 
 def _build_on_cluster(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
-    from ragstone.knowledge.build import build_knowledge_source
-    from ragstone.knowledge.parts import keep_finished_parts
-    from ragstone.knowledge.ray_embedding import RayEmbedding
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.knowledge.build import build_knowledge_source
+        from ragstone.knowledge.parts import keep_finished_parts
+        from ragstone.knowledge.ray_embedding import RayEmbedding
 
     parts = _parts_folder(settings)
     with RayCluster(settings.ray_address or AUTO), keep_finished_parts(parts):
@@ -205,8 +214,11 @@ def _threads(number: int | None) -> Iterator[None]:
     if number is None:
         yield
         return
-    import faiss
-    import torch
+    from ragstone.progress import importing
+
+    with importing():
+        import faiss
+        import torch
 
     previous = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(number)
@@ -221,8 +233,11 @@ def _threads(number: int | None) -> Iterator[None]:
 def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
     if settings.question is None or settings.rag_model_name is None:
         return None
-    from ragstone.model.decoding import Decoding
-    from ragstone.model.open import ModelRequest, open_model
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.model.decoding import Decoding
+        from ragstone.model.open import ModelRequest, open_model
 
     model = open_model(
         ModelRequest(

@@ -90,8 +90,11 @@ def consolidate(settings: ConsolidateSettings) -> Consolidated:
 
 
 def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]:
-    from ragstone.model.consolidate import Parts, consolidate_checkpoint, merge_checkpoint
-    from ragstone.model.languages import Languages
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.model.consolidate import Parts, consolidate_checkpoint, merge_checkpoint
+        from ragstone.model.languages import Languages
 
     if settings.merge_lora is not None:
         return merge_checkpoint(settings.merge_lora, folder)

@@ -174,11 +174,14 @@ class Evaluated:
 
 def eval(settings: EvalSettings) -> Evaluated:
     """Measure a model's answers (exact match, F1) or its retrieval (precision@k), with 95 % intervals."""
-    from ragstone.encoders.precision import autocast, best_device
-    from ragstone.evaluation.evaluate import Search, measure, read_task
-    from ragstone.evaluation.predictions import PredictionFile
-    from ragstone.model.decoding import Decoding
-    from ragstone.model.open import refuse_unsearchable
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.encoders.precision import autocast, best_device
+        from ragstone.evaluation.evaluate import Search, measure, read_task
+        from ragstone.evaluation.predictions import PredictionFile
+        from ragstone.model.decoding import Decoding
+        from ragstone.model.open import refuse_unsearchable
 
     decoding = Decoding(settings.num_beams, settings.min_length, settings.max_length)
     search = Search(decoding, settings.n_docs, settings.precision, settings.eval_batch_size)

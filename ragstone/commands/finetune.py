@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ragstone.commands.finetune_settings import FinetuneSettings
@@ -20,10 +21,13 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
     Starts further processes where the settings ask for them. Within processes that torchrun or accelerate started,
     trains with those; each gets the same result.
     """
-    from ragstone.commands.finetune_plan import run_wishes
-    from ragstone.processes.launch import launch
-    from ragstone.training.hardware import refuse_without_wandb
-    from ragstone.training.placement import plan_placement
+    from ragstone.progress import importing
+
+    with importing() if place().is_first else nullcontext():
+        from ragstone.commands.finetune_plan import run_wishes
+        from ragstone.processes.launch import launch
+        from ragstone.training.hardware import refuse_without_wandb
+        from ragstone.training.placement import plan_placement
 
     placement = plan_placement(run_wishes(settings), place())
     if settings.logger_name == "wandb":

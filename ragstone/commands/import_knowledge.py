@@ -55,7 +55,10 @@ class ImportedKnowledge:
 
 def import_knowledge(settings: ImportKnowledgeSettings) -> ImportedKnowledge:
     """Make a knowledge source of passages and vectors that were made elsewhere."""
-    from ragstone.knowledge.imports import find_passages, find_vectors, import_source
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.knowledge.imports import find_passages, find_vectors, import_source
 
     refuse_used_folder(settings.output_dir, "--output_dir")
     folder = settings.folder or Path()

@@ -39,7 +39,10 @@ def import_legacy(settings: ImportLegacySettings) -> ImportedKnowledge:
 
     Its pickles are read by a process of its own that takes plain data only.
     """
-    from ragstone.knowledge.legacy import CONVERTED_NAME, convert_legacy, find_legacy_files
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.knowledge.legacy import CONVERTED_NAME, convert_legacy, find_legacy_files
 
     output_dir = settings.output_dir or settings.folder / CONVERTED_NAME
     refuse_used_folder(output_dir, "--output_dir")

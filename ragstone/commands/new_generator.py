@@ -68,17 +68,19 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
     """Make a small generator without pretraining, with a tokenizer learned from documents."""
     from ragstone.data.examples import read_examples
     from ragstone.knowledge.documents import find_files, megabytes, read_documents
-    from ragstone.model.contexts import ContextFormat
-    from ragstone.model.fresh import (
-        GeneratorSize,
-        fresh_generator,
-        generator_from_encoder,
-        train_generator_tokenizer,
-    )
-    from ragstone.model.fresh_causal import fresh_causal_generator
     from ragstone.output import new_folder, refuse_used_folder
-    from ragstone.progress import activity, progress_bar
+    from ragstone.progress import activity, importing, progress_bar
     from ragstone.types import Passage
+
+    with importing():
+        from ragstone.model.contexts import ContextFormat
+        from ragstone.model.fresh import (
+            GeneratorSize,
+            fresh_generator,
+            generator_from_encoder,
+            train_generator_tokenizer,
+        )
+        from ragstone.model.fresh_causal import fresh_causal_generator
 
     refuse_used_folder(settings.dest, "--dest")
     if settings.encoder_name_or_path is not None:

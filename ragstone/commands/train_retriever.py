@@ -154,11 +154,14 @@ def train_retriever(settings: TrainRetrieverSettings) -> TrainedRetriever:
     with new_folder(settings.output_dir, "--output_dir") as folder:
         train, held_out = _read(settings)
 
-        import torch
+        from ragstone.progress import importing
 
-        from ragstone.encoders.precision import autocast, best_device
-        from ragstone.training.optimizer import OptimizerSettings
-        from ragstone.training.retriever import RetrieverPlan, best_record, train_encoders
+        with importing():
+            import torch
+
+            from ragstone.encoders.precision import autocast, best_device
+            from ragstone.training.optimizer import OptimizerSettings
+            from ragstone.training.retriever import RetrieverPlan, best_record, train_encoders
 
         if settings.num_proc is not None:
             torch.set_num_threads(settings.num_proc)

@@ -112,8 +112,11 @@ def _new_source(settings: UpdateKnowledgeSettings, folder: Path) -> AbstractCont
 
 
 def _plan(settings: UpdateKnowledgeSettings, files: tuple[Path, ...], titles: tuple[str, ...]) -> UpdatePlan:
-    from ragstone.encoders.precision import best_device, compute_dtype
-    from ragstone.knowledge.update import UpdatePlan
+    from ragstone.progress import importing
+
+    with importing():
+        from ragstone.encoders.precision import best_device, compute_dtype
+        from ragstone.knowledge.update import UpdatePlan
 
     # Refuses a precision that the device has not, before the encoder is loaded.
     compute_dtype(best_device(), settings.precision)

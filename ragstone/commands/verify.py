@@ -21,16 +21,20 @@ class VerifySettings:
 
 def verify(settings: VerifySettings) -> SourceReport | CheckpointReport:
     """Check a knowledge source or a checkpoint, byte by byte where there are checksums."""
+    from ragstone.progress import importing
+
     path = settings.path
     if not path.is_dir():
         raise InputError(f"There is no folder {path}; verify takes a knowledge source or a checkpoint.")
     if (path / "config.json").is_file():
-        from ragstone.model.verify import verify_checkpoint
+        with importing():
+            from ragstone.model.verify import verify_checkpoint
 
         return verify_checkpoint(path)
-    from ragstone.knowledge.manifest import FILE_NAME
-    from ragstone.knowledge.source import PASSAGES_NAME
-    from ragstone.knowledge.verify import verify_source
+    with importing():
+        from ragstone.knowledge.manifest import FILE_NAME
+        from ragstone.knowledge.source import PASSAGES_NAME
+        from ragstone.knowledge.verify import verify_source
 
     if not any((path / name).exists() for name in (FILE_NAME, PASSAGES_NAME, "state.json")):
         raise InputError(
