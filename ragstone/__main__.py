@@ -51,6 +51,15 @@ COMMANDS = {
 }
 
 
+def program() -> int:
+    """What the shell starts: `main`, and a quick end."""
+    code = main()
+    # On its way out Python looks for garbage among all that torch and transformers have made, a second long. What has
+    # to be done at the end is registered for it (atexit), and memory goes with the process.
+    gc.freeze()
+    return code
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return the exit code.
 
@@ -155,4 +164,4 @@ def _say(program: str, message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

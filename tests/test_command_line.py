@@ -147,6 +147,21 @@ def test_the_installed_program_and_the_module_are_the_same(tmp_path: Path) -> No
     assert outputs == [f"ragstone {ragstone.__version__}\n"] * 2
 
 
+def test_the_program_leaves_its_memory_to_the_system() -> None:
+    """At its end nothing is looked through for garbage; what is registered for the end is done."""
+    program = """
+import atexit, gc, sys
+from ragstone.__main__ import program
+sys.argv = ["ragstone", "--version"]
+atexit.register(print, "done")
+code = program()
+print(gc.get_freeze_count() > 1000)
+sys.exit(code)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[1:] == ["True", "done"]
+
+
 @pytest.mark.parametrize("flag", ["--csv_path", "--output_dir"])
 def test_what_the_file_system_refuses_is_one_sentence(
     documents_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str
