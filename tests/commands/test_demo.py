@@ -38,6 +38,11 @@ def test_the_demo_reaches_its_floors(tmp_path: Path, capsys: pytest.CaptureFixtu
         "ask",
     ):
         assert f"$ ragstone {name} " in shown
+    # Nothing is trained after the facts are changed, and those who answer are the model that was trained.
+    _, title, after_the_swap = shown.partition("== Other facts: the knowledge source is swapped")
+    assert title and "$ ragstone eval" in after_the_swap and "$ ragstone finetune" not in after_the_swap
+    weights = folder / "run" / "best" / "model.safetensors"
+    assert weights.stat().st_mtime < (folder / "test.predictions").stat().st_mtime
     # No fact of an entity that is asked about was in training: not as a question, nor as a passage of the retriever's.
     tested = set((folder / "data" / "test.pages").read_text().splitlines())
     assert len(tested) > 100
