@@ -1,9 +1,10 @@
 """Retrieval from a knowledge source against exact search that shares no code with it.
 
-    python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS
+    python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS [RECORD]
 
 One side: Ragstone's question encoder and retriever. Other side: sentence-transformers for the questions, datasets for
-the passage vectors, numpy's matrix product and sort. Ends with code 1 unless both find the same passages.
+the passage vectors, numpy's matrix product and sort. What was found is printed, and written to the file RECORD. Ends with
+code 1 unless both find the same passages.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TOLERANCE = 1e-5
 """Scores nearer than this are a tie, whose order rounding decides."""
 
 
-def main(source: Path, encoder: str, questions_file: Path) -> int:
-    """Print how many of the questions' passages agree."""
+def main(source: Path, encoder: str, questions_file: Path, record: Path | None = None) -> int:
+    """Print, and write to `record`, how many of the questions' passages agree."""
     questions = questions_file.read_text(encoding="utf-8").splitlines()
     vectors = load_encoder(encoder, "question").embed(questions)
     knowledge = KnowledgeSource(source)
@@ -39,15 +40,18 @@ def main(source: Path, encoder: str, questions_file: Path) -> int:
 
     same = found == exact
     tied = np.abs(np.take_along_axis(scores, found, 1) - np.take_along_axis(scores, exact, 1)) < TOLERANCE
-    print(
+    said = (
         f"{len(questions):,} questions, {len(passages):,} passages, {n_docs} each: "
         f"{same.mean():.4%} at the same place, "
         f"{(tied & ~same).sum()} exchanged with a tie, {(~tied & ~same).sum()} different"
     )
+    print(said)
+    if record is not None:
+        record.write_text(f"{said}\n", encoding="utf-8")
     return int((~tied & ~same).any())
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit("usage: python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS")
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    if len(sys.argv) not in (4, 5):
+        sys.exit("usage: python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS [RECORD]")
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:])))

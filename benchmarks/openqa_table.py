@@ -40,6 +40,7 @@ def main(folder: Path) -> None:
         f"Knowledge source: {manifest['documents']:,} documents, {manifest['passages']:,} passages of at most "
         f"{manifest['max_words']} words, {manifest['dimension']} dimensions, index {manifest['index']}, embedded in "
         f"{manifest['statistics']['seconds_embedding']:,.0f} s.",
+        f"Searched, and exactly without Ragstone: {(folder / 'exact.txt').read_text(encoding='utf-8').strip()}.",
         f"Steps: practice {_setting(folder, 'rag_practice', 'max_steps')}, questions "
         f"{_setting(folder, 'rag_run', 'max_steps')}, RAG and closed book alike.",
         "",

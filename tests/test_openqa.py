@@ -56,8 +56,10 @@ def test_a_source_is_held_against_exact_search(
     assert main(["build-knowledge", *flags, f"--output_dir={tmp_path / 'knowledge'}"]) == 0
     capsys.readouterr()
     asked = (tmp_path / "knowledge", minilm_folder, data / "test.source")
-    assert hold_against_exact_search(*asked) == 0
-    assert "6 questions, 6 passages, 6 each: 100.0000% at the same place" in capsys.readouterr().out
+    assert hold_against_exact_search(*asked, tmp_path / "exact.txt") == 0
+    said = capsys.readouterr().out
+    assert "6 questions, 6 passages, 6 each: 100.0000% at the same place" in said
+    assert (tmp_path / "exact.txt").read_text(encoding="utf-8") == said
     source = KnowledgeSource(tmp_path / "knowledge")
     vectors = source.store.vectors(range(6))
     build_index(lambda: iter([vectors[::-1]]), 6, source.dimension, "Flat", source.index_path)
@@ -76,6 +78,7 @@ def test_the_table(
     rag = [*question, f"--model_name_or_path={checkpoint_folder}", f"--passages_path={source_folder}"]
     answers, titles = [f"--gold_data_path={data / 'test.gold_qa.tsv'}"], [f"--gold_data_path={data / 'test.pages'}"]
     closed = ["eval", *question, *answers, f"--model_name_or_path={models_folder / 'generator'}"]
+    (tmp_path / "exact.txt").write_text("6 questions: all the same\n", encoding="utf-8")
     place = tmp_path / "eval"
     place.mkdir()
     assert main([*closed, f"--predictions_path={place / 'test.closed.txt'}"]) == 0
@@ -90,6 +93,7 @@ def test_the_table(
     write_table(tmp_path)
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "Knowledge source: 6 documents, 6 passages of at most 100 words, 16 dimensions, index Flat," in text
+    assert "Searched, and exactly without Ragstone: 6 questions: all the same." in text
     assert "Steps: practice 12, questions 7, RAG and closed book alike." in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| r") or "(6)" in line]
     assert len(rows) == 2 * (3 + 2 + 5 + 5)
