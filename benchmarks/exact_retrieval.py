@@ -3,8 +3,8 @@
     python benchmarks/exact_retrieval.py SOURCE ENCODER QUESTIONS [RECORD]
 
 One side: Ragstone's question encoder and retriever. Other side: sentence-transformers for the questions, datasets for
-the passage vectors, numpy's matrix product and sort. What was found is printed, and written to the file RECORD. Ends with
-code 1 unless both find the same passages.
+the passage vectors, numpy's matrix product and sort. What was found is printed, and written to the file RECORD. Ends
+with code 1 unless both find the same passages.
 """
 
 from __future__ import annotations

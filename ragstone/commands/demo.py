@@ -28,7 +28,7 @@ class DemoSettings:
     """Folder for everything the demo makes; new or empty."""
     entities: int = 6000
     """Articles of the almanac."""
-    max_steps: int = 1200
+    max_steps: int = 900
     """Optimiser steps of the first fine-tuning, which learns to read."""
     seed: int = 7
     """Seed of the almanac and of training."""
