@@ -59,6 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to go on where pytest-xdist was to keep groups together and could not, which it does not say itself."""
+    if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist cannot group the tests of this pytest; install that of constraints.txt.")
+
+
 def word_tokenizer(bos: str, eos: str, pad: str, unk: str, lower: bool) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words that puts `bos` before and `eos` behind."""
     specials = [bos, pad, eos, unk]
