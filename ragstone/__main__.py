@@ -54,8 +54,8 @@ COMMANDS = {
 def program() -> int:
     """What the shell starts: `main`, and a quick end."""
     code = main()
-    # On its way out Python looks for garbage among all that torch and transformers have made, a second long. What has
-    # to be done at the end is registered for it (atexit), and memory goes with the process.
+    # On its way out Python would look for garbage among all that torch and transformers have made. What has to be done
+    # at the end is registered for it (atexit), and memory goes with the process.
     gc.freeze()
     return code
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -143,11 +143,6 @@ def activity(description: str) -> Iterator[None]:
     """What is being done, and since when, for the length of a with-block that nobody can tell the end of."""
     with progress_bar(description, stays=False):
         yield
-
-
-def importing() -> AbstractContextManager[None]:
-    """The activity of importing large libraries: torch and transformers take seconds."""
-    return activity("Loading libraries")
 
 
 def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:

@@ -59,10 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse to go on where pytest-xdist was to keep groups together and could not, which it does not say itself."""
-    if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
-        raise pytest.UsageError("pytest-xdist cannot group the tests of this pytest; install that of constraints.txt.")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """End where pytest-xdist was to keep groups together and could not, which it does not say itself."""
+    if node.config.getoption("dist") == "loadgroup" and not all("@" in name for name in ids):
+        pytest.exit(
+            "pytest-xdist cannot group the tests of this pytest; install that of constraints.txt.", returncode=4
+        )
 
 
 def word_tokenizer(bos: str, eos: str, pad: str, unk: str, lower: bool) -> PreTrainedTokenizerFast:

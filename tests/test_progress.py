@@ -149,7 +149,6 @@ def test_the_first_seconds_are_told_too(commands: str) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        "Loading libraries",
         *("Learning a tokenizer", "Loading models/question_encoder", "Loading models/generator"),
         *("Writing the checkpoint", "Trying the checkpoint out", "Searching the index", "Opening the index"),
         *("Saving checkpoint2", "Loading run/best"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.knowledge.index_name import refuse_published_index
 from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 
@@ -78,7 +79,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
 
     Yields question, answer, and whether to print JSON.
     """
-    from ragstone.progress import activity, importing
+    from ragstone.progress import activity
 
     with importing():
         from ragstone.model.decoding import Decoding

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.index.factory import refuse_few_links, refuse_unknown_index
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
@@ -128,8 +129,6 @@ def _refuse_early(settings: BuildKnowledgeSettings) -> None:
         refuse_unknown_index(settings.index)
     if settings.rag_model_name is None:
         return
-    from ragstone.progress import importing
-
     with importing():
         from transformers import AutoConfig
 
@@ -144,8 +143,6 @@ def _refuse_early(settings: BuildKnowledgeSettings) -> None:
 
 
 def _build_here(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.encoders.precision import best_device, compute_dtype
         from ragstone.knowledge.build import build_knowledge_source
@@ -163,8 +160,6 @@ def _build_words(settings: BuildKnowledgeSettings, files: list[Path], folder: Pa
 
 
 def _build_on_cluster(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.knowledge.build import build_knowledge_source
         from ragstone.knowledge.parts import keep_finished_parts
@@ -214,8 +209,6 @@ def _threads(number: int | None) -> Iterator[None]:
     if number is None:
         yield
         return
-    from ragstone.progress import importing
-
     with importing():
         import faiss
         import torch
@@ -233,8 +226,6 @@ def _threads(number: int | None) -> Iterator[None]:
 def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
     if settings.question is None or settings.rag_model_name is None:
         return None
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.model.decoding import Decoding
         from ragstone.model.open import ModelRequest, open_model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.output import new_folder
 from ragstone.prompt_template import refuse_no_template
 from ragstone.settings import save_settings
@@ -90,8 +91,6 @@ def consolidate(settings: ConsolidateSettings) -> Consolidated:
 
 
 def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]:
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.model.consolidate import Parts, consolidate_checkpoint, merge_checkpoint
         from ragstone.model.languages import Languages

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.knowledge.index_name import refuse_published_index
 from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 from ragstone.settings import save_settings
@@ -174,8 +175,6 @@ class Evaluated:
 
 def eval(settings: EvalSettings) -> Evaluated:
     """Measure a model's answers (exact match, F1) or its retrieval (precision@k), with 95 % intervals."""
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.encoders.precision import autocast, best_device
         from ragstone.evaluation.evaluate import Search, measure, read_task

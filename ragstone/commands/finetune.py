@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ragstone.commands.finetune_settings import FinetuneSettings
+from ragstone.importing import importing
 from ragstone.processes.environment import place
 from ragstone.settings import save_settings
 
@@ -21,8 +22,6 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
     Starts further processes where the settings ask for them. Within processes that torchrun or accelerate started,
     trains with those; each gets the same result.
     """
-    from ragstone.progress import importing
-
     with importing() if place().is_first else nullcontext():
         from ragstone.commands.finetune_plan import run_wishes
         from ragstone.processes.launch import launch

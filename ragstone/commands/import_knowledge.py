@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.index.factory import refuse_few_links, refuse_unknown_index
 from ragstone.output import new_folder, refuse_used_folder
 from ragstone.settings import save_settings
@@ -55,8 +56,6 @@ class ImportedKnowledge:
 
 def import_knowledge(settings: ImportKnowledgeSettings) -> ImportedKnowledge:
     """Make a knowledge source of passages and vectors that were made elsewhere."""
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.knowledge.imports import find_passages, find_vectors, import_source
 

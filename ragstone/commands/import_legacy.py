@@ -8,6 +8,7 @@ from pathlib import Path
 from ragstone.commands.import_knowledge import ImportedKnowledge, import_plan
 from ragstone.commands.import_knowledge import show as show
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.index.factory import refuse_few_links
 from ragstone.output import new_folder, refuse_used_folder
 from ragstone.settings import save_settings
@@ -39,8 +40,6 @@ def import_legacy(settings: ImportLegacySettings) -> ImportedKnowledge:
 
     Its pickles are read by a process of its own that takes plain data only.
     """
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.knowledge.legacy import CONVERTED_NAME, convert_legacy, find_legacy_files
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.settings import save_settings
 
 
@@ -69,7 +70,7 @@ def new_generator(settings: NewGeneratorSettings) -> NewGenerator:
     from ragstone.data.examples import read_examples
     from ragstone.knowledge.documents import find_files, megabytes, read_documents
     from ragstone.output import new_folder, refuse_used_folder
-    from ragstone.progress import activity, importing, progress_bar
+    from ragstone.progress import activity, progress_bar
     from ragstone.types import Passage
 
     with importing():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.output import new_folder
 from ragstone.settings import save_settings
 
@@ -153,8 +154,6 @@ def train_retriever(settings: TrainRetrieverSettings) -> TrainedRetriever:
     began = time.perf_counter()
     with new_folder(settings.output_dir, "--output_dir") as folder:
         train, held_out = _read(settings)
-
-        from ragstone.progress import importing
 
         with importing():
             import torch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ragstone.data.lines import read_lines
 from ragstone.errors import InputError
+from ragstone.importing import importing
 from ragstone.index.factory import refuse_few_links
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
@@ -112,8 +113,6 @@ def _new_source(settings: UpdateKnowledgeSettings, folder: Path) -> AbstractCont
 
 
 def _plan(settings: UpdateKnowledgeSettings, files: tuple[Path, ...], titles: tuple[str, ...]) -> UpdatePlan:
-    from ragstone.progress import importing
-
     with importing():
         from ragstone.encoders.precision import best_device, compute_dtype
         from ragstone.knowledge.update import UpdatePlan

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragstone.errors import InputError
+from ragstone.importing import importing
 
 if TYPE_CHECKING:
     from ragstone.knowledge.verify import SourceReport
@@ -21,8 +22,6 @@ class VerifySettings:
 
 def verify(settings: VerifySettings) -> SourceReport | CheckpointReport:
     """Check a knowledge source or a checkpoint, byte by byte where there are checksums."""
-    from ragstone.progress import importing
-
     path = settings.path
     if not path.is_dir():
         raise InputError(f"There is no folder {path}; verify takes a knowledge source or a checkpoint.")
