@@ -14,6 +14,7 @@ PACKAGE = Path(ragstone.__file__).parent
 ORDER = (
     ("errors", "types"),
     ("flags", "interrupt", "output", "progress", "prompt_template", "replacement"),
+    ("importing",),
     ("settings",),
     ("processes",),
     ("encoders",),
