@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ragstone.errors import InputError
-from ragstone.knowledge.passage_texts import as_passages, in_places
+from ragstone.knowledge.columns import TextColumn, VectorColumn
+from ragstone.knowledge.passage_texts import as_passages, as_vectors, by_question, in_places
 from ragstone.knowledge.store import TEXT_COLUMNS, VECTORS, as_matrix
-from ragstone.knowledge.text_column import TextColumn
-from ragstone.types import FloatArray, IntArray, Passage
+from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Passage
 
 COLUMNS = (*TEXT_COLUMNS, VECTORS)
 CACHED_BYTES = 256 * 2**20
@@ -59,8 +59,7 @@ class _RowGroup:
 
     titles: TextColumn
     texts: TextColumn
-    matrix: npt.NDArray[np.floating[Any]]
-    """[*, D] as it is stored."""
+    vectors: VectorColumn
     bytes: int
 
 
@@ -116,7 +115,7 @@ class ParquetStore:
             names = ", ".join(sorted(missing))
             raise InputError(f"{self._paths[first]} has no column {names}; a source has {', '.join(COLUMNS)}.")
         ((group, _),) = self._by_group(np.zeros(1, dtype=np.int64))
-        self.dimension = group.matrix.shape[1]
+        self.dimension = group.vectors.matrix.shape[1]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -127,7 +126,7 @@ class ParquetStore:
 
     def passage_rows(self, ids: IntArray) -> list[list[Passage]]:
         """See RowStore.passage_rows."""
-        return in_places(ids, self.passages)
+        return by_question(in_places(ids, self.passages, NO_PASSAGE), ids)
 
     def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
         """See RowStore.text_bytes."""
@@ -135,17 +134,22 @@ class ParquetStore:
         found = [memoryview(b"")] * (2 * len(rows))
         for group, places in self._by_group(rows):
             for place, offset in places:
-                found[2 * place : 2 * place + 2] = group.titles[offset], group.texts[offset]
+                found[2 * place] = _own(group.titles[offset])
+                found[2 * place + 1] = _own(group.texts[offset])
         return found
 
-    def vectors(self, rows: npt.ArrayLike, out: FloatArray | None = None) -> FloatArray:
-        """See RowStore.vectors."""
+    def vector_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
+        """See RowStore.vector_bytes."""
         rows = np.asarray(rows, dtype=np.int64)
-        found = np.empty((len(rows), self.dimension), dtype=np.float32) if out is None else out
+        found = [memoryview(b"")] * len(rows)
         for group, places in self._by_group(rows):
             for place, offset in places:
-                found[place] = group.matrix[offset]
+                found[place] = _own(group.vectors[offset])
         return found
+
+    def vectors(self, rows: npt.ArrayLike) -> FloatArray:
+        """See RowStore.vectors."""
+        return as_vectors(self.vector_bytes(rows), self.dimension)
 
     def vector_chunks(self, first: int = 0, last: int | None = None) -> Iterator[FloatArray]:
         """See RowStore.vector_chunks. A chunk is a row group, which is not kept."""
@@ -191,8 +195,8 @@ class ParquetStore:
         if found is None:
             table = self._file(number).read(group, COLUMNS)
             titles, texts = (TextColumn(_whole(table.column(name))) for name in TEXT_COLUMNS)
-            matrix = as_matrix(_whole(table.column(VECTORS)), self.folder)
-            found = _RowGroup(titles, texts, matrix, table.nbytes)
+            vectors = VectorColumn(as_matrix(_whole(table.column(VECTORS)), self.folder))
+            found = _RowGroup(titles, texts, vectors, table.nbytes)
         self._cache[number, group] = found
         held = sum(kept.bytes for kept in self._cache.values())
         while held > self._cached_bytes and len(self._cache) > 1:
@@ -223,6 +227,11 @@ def _row_count(path: Path) -> int:
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200].rstrip(".")
     return InputError(f"{path} cannot be read ({reason}); download it again.")
+
+
+def _own(piece: memoryview) -> memoryview:
+    """A copy, for which the row group that it is from need not stay in memory."""
+    return memoryview(bytes(piece))
 
 
 def _whole(column: Any) -> Any:

@@ -39,8 +39,11 @@ class RowStore(Protocol):
     def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
         """Title and text of each of `rows` in turn, as the bytes of their UTF-8. A missing one is empty."""
 
-    def vectors(self, rows: npt.ArrayLike, out: FloatArray | None = None) -> FloatArray:
-        """Vectors [n, D] of `rows`, in that order; written into `out` where given."""
+    def vector_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
+        """The vector of each of `rows`, as the bytes of its D numbers in float32."""
+
+    def vectors(self, rows: npt.ArrayLike) -> FloatArray:
+        """Vectors [n, D] of `rows`, in that order."""
 
     def vector_chunks(self, first: int = 0, last: int | None = None) -> Iterator[FloatArray]:
         """The vectors of rows `first` to before `last`, all where not said, in order, in chunks [*, D]."""

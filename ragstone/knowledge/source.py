@@ -41,6 +41,8 @@ class SourceInfo:
     """D of its vectors; 0 where there are none."""
     fingerprint: str
     """See KnowledgeSource.fingerprint."""
+    version: str | None
+    """See KnowledgeSource.version."""
     encoder: str | None
     """Name of the passage encoder that built it; None where that is not recorded."""
     encoder_fingerprint: str | None
@@ -164,6 +166,8 @@ class KnowledgeSource:
         self.store = open_store(passages_path)
         self._index = VectorIndex.open(self.index_path) if self.store.has_vectors else None
         self.manifest = Manifest.load(self.folder) if passages_path.name == PASSAGES_NAME else None
+        self.version = None if self.manifest is None else checksum(self.folder / FILE_NAME)
+        """The checksum of its manifest, which an update changes and a copy on another host does not; None without."""
         self._fingerprint = self._fingerprint_of_files()
         self._check()
 
@@ -223,6 +227,7 @@ class KnowledgeSource:
             passages=len(self),
             dimension=self.dimension,
             fingerprint=self.fingerprint(),
+            version=self.version,
             encoder=encoder_of(self.store.folder) if self.manifest is None else self.manifest.encoder,
             encoder_fingerprint=None if self.manifest is None else self.manifest.encoder_fingerprint,
             encoder_weights=None if self.manifest is None else self.manifest.encoder_weights,

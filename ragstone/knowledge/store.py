@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragstone.errors import InputError
+from ragstone.knowledge.columns import TextColumn, VectorColumn
 from ragstone.knowledge.no_vectors import no_vectors
-from ragstone.knowledge.passage_texts import as_passages, in_places
-from ragstone.knowledge.text_column import TextColumn
-from ragstone.types import FloatArray, IntArray, Passage
+from ragstone.knowledge.passage_texts import as_passages, as_vectors, by_question, in_places
+from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Passage
 
 ROWS_PER_BATCH = 1000
 BYTES_PER_SHARD = 500 * 2**20
@@ -161,11 +161,11 @@ class PassageStore:
         if not self._batches:
             raise InputError(f"The knowledge source {folder} holds no passages; build it again.")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self._columns: dict[int, tuple[TextColumn, TextColumn]] = {}
-        self._matrices: dict[int, npt.NDArray[np.floating[Any]]] = {}
+        self._text_columns: dict[int, tuple[TextColumn, TextColumn]] = {}
+        self._vector_columns: dict[int, VectorColumn] = {}
         self.has_vectors = all(VECTORS in batch.schema.names for batch in self._batches)
         """Whether all passages have one."""
-        self.dimension = self._matrix(0).shape[1] if self.has_vectors else 0
+        self.dimension = self._vectors_of(0).matrix.shape[1] if self.has_vectors else 0
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -176,23 +176,23 @@ class PassageStore:
 
     def passage_rows(self, ids: IntArray) -> list[list[Passage]]:
         """The passages of `ids` [B, N], NO_PASSAGE where the id is -1."""
-        return in_places(ids, self.passages)
+        return by_question(in_places(ids, self.passages, NO_PASSAGE), ids)
 
     def text_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
         """Title and text of each of `rows` in turn, as the bytes of their UTF-8. A missing one is empty."""
         found: list[memoryview] = []
-        for _, number, offset in self._places(rows):
-            titles, texts = self._text_columns(number)
+        for number, offset in self._places(rows):
+            titles, texts = self._texts_of(number)
             found += (titles[offset], texts[offset])
         return found
 
-    def vectors(self, rows: npt.ArrayLike, out: FloatArray | None = None) -> FloatArray:
-        """Vectors [n, D] of `rows`, in that order; written into `out` where given."""
-        places = self._places(rows)
-        found = np.empty((len(places), self.dimension), dtype=np.float32) if out is None else out
-        for i, (_, number, offset) in enumerate(places):
-            found[i] = self._matrix(number)[offset]
-        return found
+    def vector_bytes(self, rows: npt.ArrayLike) -> list[memoryview]:
+        """The vector of each of `rows`, as the bytes of its D numbers in float32."""
+        return [self._vectors_of(number)[offset] for number, offset in self._places(rows)]
+
+    def vectors(self, rows: npt.ArrayLike) -> FloatArray:
+        """Vectors [n, D] of `rows`, in that order."""
+        return as_vectors(self.vector_bytes(rows), self.dimension)
 
     def vector_chunks(self, first: int = 0, last: int | None = None) -> Iterator[FloatArray]:
         """The vectors of rows `first` to before `last`, all where not said, in order, as views [*, D] of the map."""
@@ -201,7 +201,7 @@ class PassageStore:
             start = int(self._starts[number])
             chunk = slice(max(0, first - start), max(0, last - start))
             if chunk.start < self._batches[number].num_rows and chunk.start < chunk.stop:
-                yield self._matrix(number)[chunk].astype(np.float32, copy=False)
+                yield self._vectors_of(number).matrix[chunk].astype(np.float32, copy=False)
 
     def check_texts(self) -> int:
         """Read every title and text; the number of passages without text.
@@ -222,31 +222,31 @@ class PassageStore:
             empty += int(pc.sum(pc.equal(lengths, 0)).as_py())
         return empty
 
-    def _places(self, rows: npt.ArrayLike) -> list[tuple[int, int, int]]:
-        """Each of `rows` with the number of the batch that holds it, and its row there."""
+    def _places(self, rows: npt.ArrayLike) -> Iterator[tuple[int, int]]:
+        """The number of the batch that holds each of `rows`, and its row there."""
         rows = np.asarray(rows, dtype=np.int64)
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        return list(zip(rows.tolist(), numbers.tolist(), (rows - self._starts[numbers]).tolist(), strict=True))
+        return zip(numbers.tolist(), (rows - self._starts[numbers]).tolist(), strict=True)
 
-    def _text_columns(self, number: int) -> tuple[TextColumn, TextColumn]:
+    def _texts_of(self, number: int) -> tuple[TextColumn, TextColumn]:
         """Titles and texts of a batch. They are kept for the next time."""
-        columns = self._columns.get(number)
+        columns = self._text_columns.get(number)
         if columns is None:
             batch = self._batches[number]
-            columns = self._columns[number] = (TextColumn(batch.column("title")), TextColumn(batch.column("text")))
+            columns = self._text_columns[number] = (TextColumn(batch.column("title")), TextColumn(batch.column("text")))
         return columns
 
-    def _matrix(self, number: int) -> npt.NDArray[np.floating[Any]]:
-        """The vectors of a batch, as they are stored. A view is kept for the next time."""
-        matrix = self._matrices.get(number)
-        if matrix is None:
+    def _vectors_of(self, number: int) -> VectorColumn:
+        """The vectors of a batch. Views are kept for the next time."""
+        column = self._vector_columns.get(number)
+        if column is None:
             if not self.has_vectors:
                 raise InputError(no_vectors(self.folder))
-            matrix = as_matrix(self._batches[number].column(VECTORS), self.folder)
+            column = VectorColumn(as_matrix(self._batches[number].column(VECTORS), self.folder))
             # What can be written is a copy, of which memory has no room for many.
-            if not matrix.flags.writeable:
-                self._matrices[number] = matrix
-        return matrix
+            if not column.matrix.flags.writeable:
+                self._vector_columns[number] = column
+        return column
 
 
 def as_matrix(column: Any, folder: Path) -> npt.NDArray[np.floating[Any]]:

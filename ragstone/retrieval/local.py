@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ragstone.index.searcher import Searcher
+from ragstone.knowledge.passage_texts import as_vectors, in_places
+from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.types import FloatArray, IntArray, Retrieved
 
@@ -27,15 +27,15 @@ class LocalRetriever:
         return ids
 
     def fetch(self, ids: IntArray) -> Retrieved:
-        """The passages of `ids` [B, N] with their vectors; empty where the id is -1."""
-        valid = ids >= 0
-        store, dimension = self.source.store, self.source.dimension
-        if valid.all():
-            found = store.vectors(ids.reshape(-1)).reshape(*ids.shape, dimension)
-        else:
-            found = np.zeros((*ids.shape, dimension), dtype=np.float32)
-            found[valid] = store.vectors(ids[valid])
-        return Retrieved(ids=ids, vectors=found, passages=store.passage_rows(ids))
+        """See `fetch`."""
+        return fetch(ids, self.source.store)
 
     def close(self) -> None:
         """See Retriever.close; a memory map needs no closing."""
+
+
+def fetch(ids: IntArray, store: RowStore) -> Retrieved:
+    """The passages of `ids` [B, N] with their vectors; empty where the id is -1."""
+    pieces = in_places(ids, store.vector_bytes, memoryview(bytes(4 * store.dimension)))
+    vectors = as_vectors(pieces, store.dimension).reshape(*ids.shape, store.dimension)
+    return Retrieved(ids, vectors, store.passage_rows(ids))

@@ -6,13 +6,14 @@ each passage [B, N, 2] int32; then titles and texts in UTF-8, one behind the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
 import numpy.typing as npt
 
+from ragstone.knowledge.passage_texts import as_passages, by_question, in_places
 from ragstone.knowledge.row_store import RowStore
-from ragstone.types import IntArray, Passage, Retrieved
+from ragstone.types import IntArray, Retrieved
 
 Message = npt.NDArray[np.uint8]
 
@@ -22,32 +23,19 @@ def encode(ids: IntArray, store: RowStore) -> Message:
 
     Vectors and texts go from the store's memory map to their place in the message, without becoming objects.
     """
+    shape = np.array([*ids.shape, store.dimension], dtype=np.int64)
+    vectors = in_places(ids, store.vector_bytes, memoryview(bytes(4 * store.dimension)))
     valid = ids >= 0
-    rows = ids[valid]
-    texts = store.text_bytes(rows)
+    texts = store.text_bytes(ids[valid])
     lengths = np.zeros((*ids.shape, 2), dtype=np.int32)
     lengths[valid] = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts)).reshape(-1, 2)
-    shape = np.array([*ids.shape, store.dimension], dtype=np.int64)
-    size = 4 * ids.size * store.dimension
-    start = shape.nbytes + ids.nbytes
-    message = np.empty(start + size + lengths.nbytes + int(lengths.sum()), dtype=np.uint8)
-    message[: shape.nbytes] = shape.view(np.uint8)
-    message[shape.nbytes : start] = np.ascontiguousarray(ids).reshape(-1).view(np.uint8)
-    vectors = message[start : start + size].view(np.float32).reshape(*ids.shape, store.dimension)
-    if valid.all():
-        store.vectors(rows, out=vectors.reshape(-1, store.dimension))
-    else:
-        vectors[~valid] = 0
-        vectors[valid] = store.vectors(rows)
-    start += size
-    message[start : start + lengths.nbytes] = lengths.reshape(-1).view(np.uint8)
-    message[start + lengths.nbytes :] = np.frombuffer(b"".join(texts), dtype=np.uint8)
-    return message
+    pieces = [shape.data, np.ascontiguousarray(ids).data, *vectors, lengths.data, *texts]
+    return np.frombuffer(bytearray().join(pieces), dtype=np.uint8)
 
 
 def decode(message: Message) -> Retrieved:
     """What was found, from its message. The arrays are parts of the message, or copies where that must not change."""
-    offset = 0
+    offset, data = 0, message.data
 
     def take(count: int, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
         nonlocal offset
@@ -59,15 +47,7 @@ def decode(message: Message) -> Retrieved:
     b, n, d = map(int, take(3, np.int64))
     ids = take(b * n, np.int64).astype(np.int64, copy=False).reshape(b, n)
     vectors = take(b * n * d, np.float32).astype(np.float32, copy=False).reshape(b, n, d)
-    lengths = take(2 * b * n, np.int32).tolist()
-    texts = _pieces(message.data[offset:], lengths)
-    passages = [[Passage(number, next(texts), next(texts)) for number in row] for row in ids.tolist()]
-    return Retrieved(ids, vectors, passages)
-
-
-def _pieces(text: memoryview, lengths: list[int]) -> Iterator[str]:
-    """The titles and texts in turn; those of a missing passage are empty."""
-    offset = 0
-    for length in lengths:
-        yield str(text[offset : offset + length], "utf-8")
-        offset += length
+    lengths = take(2 * b * n, np.int32)
+    ends = (offset + np.cumsum([0, *lengths.tolist()])).tolist()
+    texts = [data[start:end] for start, end in itertools.pairwise(ends)]
+    return Retrieved(ids, vectors, by_question(as_passages(ids.reshape(-1), texts), ids))

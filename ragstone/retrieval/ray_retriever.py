@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ import numpy as np
 
 from ragstone.errors import InputError, LostError
 from ragstone.index.searcher import best_of
-from ragstone.knowledge.source import Indexes, SourceInfo
+from ragstone.knowledge.row_store import RowStore
+from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo
 from ragstone.processes.processes import Processes
+from ragstone.retrieval.local import fetch
 from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import decode
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.place import InEveryProcess
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
-from ragstone.types import NO_PASSAGE, FloatArray, Retrieved
+from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
 
 NAMESPACE = "ragstone"
 WORKER_ENVIRONMENT = {
@@ -52,14 +55,21 @@ class InRayWorkers:
     """Seconds in which a request must be answered, the replacement of a worker included."""
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
-        """See RetrievalPlace.open. The first process starts the workers; the others find them by name."""
+        """See RetrievalPlace.open. The first process starts the workers; the others find them by name.
+
+        A process with a worker on its own host reads the passages itself, from the map that both share.
+        """
+        import ray
+
         run = self.processes.share(uuid.uuid4().hex[:12])
         # Held as long as the retriever: a named worker ends with its last handle.
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
         crews = [self._crew(run, part) for part in range(self.parts)]
         info = SourceInfo(**self.processes.on_first(lambda: crews[0].call("info")))
-        return info, RayRetriever(crews, info.dimension, held)
+        here = ray.get_runtime_context().get_node_id()
+        near = any(here in crew.hosts() for crew in crews)
+        return info, RayRetriever(crews, info, held, mapped_store(info) if near else None)
 
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
@@ -115,6 +125,15 @@ class InRayWorkers:
 
     def _board_name(self, run: str, part: int) -> str | None:
         return f"{run}-part{part}-board" if self._needs_board else None
+
+
+def mapped_store(info: SourceInfo) -> RowStore | None:
+    """The passages of the source that `info` describes; None where this process cannot map the very same."""
+    try:
+        source = KnowledgeSource(Path(info.passages_path), None if info.index_path is None else Path(info.index_path))
+    except InputError:
+        return None
+    return source.store if source.store.maps_vectors and source.fingerprint() == info.fingerprint else None
 
 
 class Board:
@@ -178,6 +197,18 @@ class Crew:
             LostError: all workers are gone for good, or none has answered in time.
         """
         return self.finish(self.start(method, *arguments))
+
+    def hosts(self) -> set[str]:
+        """The hosts of the workers that answer, by Ray's names for them."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        found = set()
+        asked = [worker.host.remote() for worker in self._workers]
+        for answer in ray.wait(asked, num_returns=len(asked), timeout=self._timeout)[0]:
+            with suppress(RayActorError):
+                found.add(str(ray.get(answer)))
+        return found
 
     def start(self, method: str, *arguments: Any) -> Call:
         """Send a request to the least busy worker."""
@@ -244,27 +275,41 @@ class Crew:
 class RayRetriever:
     """Asks the crews; merges what those of several parts found."""
 
-    def __init__(self, crews: Sequence[Crew], dimension: int, held: Sequence[Any]) -> None:
-        """`held` are handles that keep the workers alive, in the process that started them."""
+    def __init__(self, crews: Sequence[Crew], info: SourceInfo, held: Sequence[Any], store: RowStore | None) -> None:
+        """Ask `crews` for passages of the source that `info` describes.
+
+        Args:
+            crews: one of each part.
+            info: see above.
+            held: handles that keep the workers alive, in the process that started them.
+            store: the passages, where this process reads them itself; where None, workers send them.
+        """
         self._crews = crews
-        self._dimension = dimension
+        self._version = info.version
+        self._dimension = info.dimension
         self._held = list(held)
+        self._store = store
 
     def retrieve(self, vectors: FloatArray, n_docs: int) -> Retrieved:
         """See Retriever.retrieve."""
         if len(vectors) == 0:
             return self._empty(np.empty((0, n_docs), np.int64))
-        if len(self._crews) == 1:
-            return decode(self._crews[0].call("retrieve", vectors, n_docs))
-        searches = [crew.start("search", vectors, n_docs) for crew in self._crews]
+        if len(self._crews) == 1 and self._store is None:
+            return decode(self._crews[0].call("retrieve", self._version, vectors, n_docs))
+        searches = [crew.start("search", self._version, vectors, n_docs) for crew in self._crews]
         found = [crew.finish(search) for crew, search in zip(self._crews, searches, strict=True)]
-        _, ids = best_of(found, n_docs)
+        # A single search's own order stands.
+        ids = found[0][1] if len(found) == 1 else best_of(found, n_docs)[1]
+        return fetch(ids, self._store) if self._store is not None else self._sent(ids, [part for _, part in found])
+
+    def _sent(self, ids: IntArray, found: Sequence[IntArray]) -> Retrieved:
+        """The passages of `ids` [B, N], of which each part found some, from the workers."""
         # Each part fetches the passages that it has; the others' places stay empty.
-        parts = [np.where(np.isin(ids, part), ids, -1) for _, part in found]
-        fetches = [crew.start("fetch", part) for crew, part in zip(self._crews, parts, strict=True)]
+        parts = [np.where(np.isin(ids, part), ids, -1) for part in found]
+        fetches = [crew.start("fetch", self._version, part) for crew, part in zip(self._crews, parts, strict=True)]
         merged = self._empty(ids)
-        for crew, fetch, part in zip(self._crews, fetches, parts, strict=True):
-            fetched = decode(crew.finish(fetch))
+        for crew, request, part in zip(self._crews, fetches, parts, strict=True):
+            fetched = decode(crew.finish(request))
             for row, column in np.argwhere(part >= 0):
                 merged.vectors[row, column] = fetched.vectors[row, column]
                 merged.passages[row][column] = fetched.passages[row][column]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
@@ -36,18 +37,18 @@ class RetrievalWorker:
         """
         return dataclasses.asdict(self._retriever().source.info())
 
-    def retrieve(self, vectors: FloatArray, n_docs: int) -> Message:
-        """See Retriever.retrieve; the answer as a message."""
-        retriever = self._retriever()
+    def retrieve(self, version: str | None, vectors: FloatArray, n_docs: int) -> Message:
+        """See Retriever.retrieve; the answer as a message. For `version`, as for the next, see `_retriever`."""
+        retriever = self._retriever(version)
         return encode(retriever.search(vectors, n_docs), retriever.source.store)
 
-    def search(self, vectors: FloatArray, n_docs: int) -> tuple[FloatArray, IntArray]:
+    def search(self, version: str | None, vectors: FloatArray, n_docs: int) -> tuple[FloatArray, IntArray]:
         """Scores [B, N] and ids [B, N] of the best of this part."""
-        return self._retriever().searcher.search(vectors, n_docs)
+        return self._retriever(version).searcher.search(vectors, n_docs)
 
-    def fetch(self, ids: IntArray) -> Message:
+    def fetch(self, version: str | None, ids: IntArray) -> Message:
         """The passages of `ids` [B, N], as a message."""
-        return encode(ids, self._retriever().source.store)
+        return encode(ids, self._retriever(version).source.store)
 
     def threads(self) -> tuple[int, int]:
         """How many threads a search by FAISS takes, and one by torch."""
@@ -61,7 +62,28 @@ class RetrievalWorker:
         """The number of the worker's process."""
         return os.getpid()
 
-    def _retriever(self) -> LocalRetriever:
+    def host(self) -> str:
+        """The worker's host, by Ray's name for it."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def _retriever(self, version: str | None = None) -> LocalRetriever:
+        """What searches, opened where it is not yet.
+
+        Raises:
+            InputError: it cannot be opened, or is not of `version`: a worker that was replaced finds what stands in the
+                source's place by then.
+        """
+        retriever = self._open()
+        if version not in (None, retriever.source.version):
+            raise InputError(
+                f"{retriever.source.folder} was updated since this run began, and a retrieval worker that had to be "
+                "started anew finds another version than the others; start the run again, with the new one for all."
+            )
+        return retriever
+
+    def _open(self) -> LocalRetriever:
         if self._opened is None:
             # Ray sets one thread; a search may take the share of the host that is the worker's. FAISS and torch read
             # this when they are loaded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,16 +17,18 @@ import numpy as np
 import pytest
 
 from ragstone.errors import InputError, LostError
+from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.processes.processes import OneProcess
 from ragstone.processes.ray_cluster import RayCluster
+from ragstone.replacement import new_version
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import decode
-from ragstone.retrieval.ray_retriever import NAMESPACE, Board, Call, Crew, InRayWorkers, RayRetriever
+from ragstone.retrieval.ray_retriever import NAMESPACE, Board, Call, Crew, InRayWorkers, RayRetriever, mapped_store
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
-from tests.retrieval.conftest import DIMENSION
+from tests.retrieval.conftest import DIMENSION, UNMAPPED_DIMENSION, write_unmapped_source
 
 pytestmark = pytest.mark.xdist_group("ray")
 ray = pytest.importorskip("ray")
@@ -74,9 +77,14 @@ def assert_as_alone(retriever: RayRetriever, alone: LocalRetriever) -> None:
         assert_equal(retriever.retrieve(asked, n_docs), alone.retrieve(asked, n_docs))
 
 
+def from_afar(retriever: RayRetriever, folder: Path) -> RayRetriever:
+    """Asks the same workers as a process does on whose host there is none of them."""
+    return RayRetriever(retriever._crews, KnowledgeSource(folder).info(), [], None)
+
+
 def request_to(crew: Crew, worker: int) -> Call:
     """A request that the worker of this number has got; idle workers take turns."""
-    while (request := crew.start("retrieve", queries(8), 5)).worker != worker:
+    while (request := crew.start("retrieve", None, queries(8), 5)).worker != worker:
         crew.finish(request)
     return request
 
@@ -97,8 +105,52 @@ def resident(process: int, path: Path) -> int:
     return found
 
 
-def test_the_same_passages_as_in_this_process(pair: RayRetriever, alone: LocalRetriever) -> None:
+def test_the_same_passages_as_in_this_process(pair: RayRetriever, large_source: Path, alone: LocalRetriever) -> None:
+    assert pair._store is not None
     assert_as_alone(pair, alone)
+    assert_as_alone(from_afar(pair, large_source), alone)
+
+
+def test_passages_that_are_not_those_of_the_workers_are_not_read_here(
+    cluster: RayCluster, source_folder: Path, tmp_path: Path
+) -> None:
+    """Nor those whose vectors are not mapped: each process would hold them."""
+    shutil.copytree(source_folder, tmp_path / "source")
+    retriever = open_workers(tmp_path / "source")
+    info = KnowledgeSource(tmp_path / "source").info()
+    assert retriever._store is not None and mapped_store(info) is not None
+    assert mapped_store(dataclasses.replace(info, fingerprint="another")) is None
+    assert mapped_store(dataclasses.replace(info, passages_path=str(tmp_path / "elsewhere"))) is None
+    retriever.close()
+    unmapped = write_unmapped_source(tmp_path / "unmapped")
+    retriever = open_workers(unmapped)
+    assert retriever._store is None
+    asked = np.random.default_rng(3).normal(size=(4, UNMAPPED_DIMENSION)).astype(np.float32)
+    assert_equal(retriever.retrieve(asked, 3), LocalRetriever(KnowledgeSource(unmapped)).retrieve(asked, 3))
+    retriever.close()
+
+
+def test_a_new_worker_does_not_mix_versions_of_a_source(
+    cluster: RayCluster, source_folder: Path, tmp_path: Path
+) -> None:
+    """The others go on with the version that they have opened, whatever stands in its place."""
+    folder = tmp_path / "source"
+    shutil.copytree(source_folder, folder)
+    retriever = open_workers(folder)
+    far = from_afar(retriever, folder)
+    asked = np.random.default_rng(3).normal(size=(4, 16)).astype(np.float32)
+    expected = retriever.retrieve(asked, 2)
+    with new_version(folder) as new:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        manifest = Manifest.load(new)
+        assert manifest is not None
+        dataclasses.replace(manifest, documents=manifest.documents + 1).save(new)
+    assert_equal(retriever.retrieve(asked, 2), expected)
+    os.kill(process_of(retriever, 0), signal.SIGKILL)
+    for asking in (retriever, far):
+        with pytest.raises(InputError, match=f"^{folder} was updated since this run began, and a retrieval worker"):
+            asking.retrieve(asked, 2)
+    retriever.close()
 
 
 def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever, large_source: Path) -> None:
@@ -119,6 +171,7 @@ def test_a_divided_source_gives_what_the_undivided_one_gives(
     """
     retriever = open_workers(large_source, parts=3)
     assert_as_alone(retriever, alone)
+    assert_as_alone(from_afar(retriever, large_source), alone)
     index = alone.source.index_path
     size = index.stat().st_size
     for part in range(3):
@@ -140,8 +193,9 @@ def test_parts_with_several_workers_each_and_more_passages_than_there_are(
     assert len(processes) == 4
     os.kill(process_of(retriever, 0, part=1), signal.SIGKILL)
     # Workers take turns, so that each is asked.
-    for _ in range(4):
-        assert_equal(retriever.retrieve(asked, 9), expected)
+    for asking in (retriever, from_afar(retriever, source_folder)):
+        for _ in range(4):
+            assert_equal(asking.retrieve(asked, 9), expected)
     retriever.close()
 
 
@@ -268,7 +322,7 @@ def test_processes_that_ask_the_same_workers_share_a_board(
     try:
         hanging = request_to(one, 0)
         for _ in range(3):
-            request = other.start("retrieve", queries(8), 5)
+            request = other.start("retrieve", None, queries(8), 5)
             # By its own count it would take turns.
             assert request.worker == 1
             assert_equal(decode(other.finish(request)), alone.retrieve(queries(8), 5))

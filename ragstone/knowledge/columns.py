@@ -1,7 +1,9 @@
-"""A column of strings in Arrow's memory, read by row.
+"""Columns of strings and of vectors in Arrow's memory, read by row.
 
 Arrow makes an object for every value that it is asked for, which takes longer than to read the value; so the bytes are
-read where they lie: value i stands in `data[offsets[i]:offsets[i + 1]]`.
+read where they lie: string i stands in `data[offsets[i]:offsets[i + 1]]`. Many of them are joined by one copy.
+
+Shapes: n rows, D dimensions.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 
@@ -32,3 +35,19 @@ class TextColumn:
         """The string in `row`, as the bytes of its UTF-8."""
         offsets = self._offsets
         return self._data[offsets[row] : offsets[row + 1]]
+
+
+class VectorColumn:
+    """Reads the vectors of one Arrow array."""
+
+    def __init__(self, matrix: npt.NDArray[np.floating[Any]]) -> None:
+        """`matrix` [n, D] is the array as it is stored, one row behind the other."""
+        self.matrix = matrix
+        self._data = matrix.data.cast("B") if matrix.dtype == np.float32 else None
+        self._bytes = 4 * matrix.shape[1]
+
+    def __getitem__(self, row: int) -> memoryview:
+        """The vector in `row`, as the bytes of its D numbers in float32."""
+        if self._data is None:
+            return self.matrix[row].astype(np.float32).data.cast("B")
+        return self._data[row * self._bytes : (row + 1) * self._bytes]

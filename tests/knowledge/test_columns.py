@@ -1,15 +1,16 @@
-"""Strings read from Arrow's buffers are those that Arrow gives."""
+"""Strings and vectors read from Arrow's buffers are those that Arrow gives."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragstone.knowledge.text_column import TextColumn
+from ragstone.knowledge.columns import TextColumn, VectorColumn
 
 
 @given(
@@ -34,3 +35,11 @@ def test_bytes_of_a_missing_value_are_not_read() -> None:
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_no_text_at_all(kind: Any) -> None:
     assert bytes(TextColumn(pa.array(["", ""], kind))[1]) == b""
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_a_vector_is_read_in_float32(kind: str) -> None:
+    matrix = np.random.default_rng(0).normal(size=(5, 3)).astype(kind)
+    column = VectorColumn(matrix)
+    for row in (4, 0):
+        np.testing.assert_array_equal(np.frombuffer(column[row], np.float32), matrix[row].astype(np.float32))
