@@ -22,7 +22,7 @@ from ragstone.processes.launch import launch
 from ragstone.processes.processes import Processes
 from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
 from ragstone.retrieval.location import SourceLocation
-from ragstone.retrieval.ray_retriever import NAMESPACE
+from ragstone.retrieval.ray_crew import NAMESPACE
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import FloatArray
 

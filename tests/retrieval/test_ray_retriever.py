@@ -25,7 +25,8 @@ from ragstone.replacement import new_version
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import decode
-from ragstone.retrieval.ray_retriever import NAMESPACE, Board, Call, Crew, InRayWorkers, RayRetriever, mapped_store
+from ragstone.retrieval.ray_crew import NAMESPACE, Board, Call, Crew
+from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
 from tests.retrieval.conftest import DIMENSION, UNMAPPED_DIMENSION, write_unmapped_source

@@ -1,0 +1,151 @@
+"""The Ray workers that serve one part of a source: who gets a request, and what becomes of it when a worker dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ragstone.errors import InputError, LostError
+
+NAMESPACE = "ragstone"
+"""Of all actors."""
+
+
+class Board:
+    """What each worker of a crew has to do. Becomes a Ray actor where several processes ask them."""
+
+    def __init__(self, workers: int) -> None:
+        self._requests = [0] * workers
+        self._taken = [0] * workers
+        self._lock = threading.Lock()
+
+    def take(self, usable: Sequence[int]) -> int:
+        """The worker among `usable` that has least to do, of equals the one that has done least; counts it."""
+        with self._lock:
+            number = min(usable, key=lambda worker: (self._requests[worker], self._taken[worker]))
+            self._requests[number] += 1
+            self._taken[number] += 1
+        return number
+
+    def release(self, number: int) -> None:
+        """A request of the worker is done."""
+        with self._lock:
+            self._requests[number] -= 1
+
+
+@dataclass
+class Call:
+    """A request on its way."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    began: float
+    worker: int = -1
+    answer: Any = None
+
+
+class Crew:
+    """The workers that serve one part of a source."""
+
+    def __init__(self, names: Sequence[str], board: str | None, timeout: float) -> None:
+        """Find the workers and their board (None: nobody else asks the workers) by name.
+
+        Raises:
+            LostError: they are not there.
+        """
+        import ray
+
+        try:
+            self._workers: list[Any] = [ray.get_actor(name, NAMESPACE) for name in names]
+            self._shared_board: Any = None if board is None else ray.get_actor(board, NAMESPACE)
+        except ValueError as error:
+            raise LostError(f"The retrieval workers are not in the Ray cluster any more ({error}).") from error
+        self._own_board = Board(len(names))
+        self._gone: dict[int, str] = {}
+        self._timeout = timeout
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Let a worker do `method`, and wait for the answer.
+
+        Raises:
+            InputError: raised by the worker.
+            LostError: all workers are gone for good, or none has answered in time.
+        """
+        return self.finish(self.start(method, *arguments))
+
+    def hosts(self) -> set[str]:
+        """The hosts of the workers that answer, by Ray's names for them."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        found = set()
+        asked = [worker.host.remote() for worker in self._workers]
+        for answer in ray.wait(asked, num_returns=len(asked), timeout=self._timeout)[0]:
+            with suppress(RayActorError):
+                found.add(str(ray.get(answer)))
+        return found
+
+    def start(self, method: str, *arguments: Any) -> Call:
+        """Send a request to the least busy worker."""
+        call = Call(method, arguments, time.monotonic())
+        self._send(call)
+        return call
+
+    def finish(self, call: Call) -> Any:
+        """Wait for the answer to a request; see `call`."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        while True:
+            try:
+                answer = ray.get(call.answer, timeout=max(0.1, call.began + self._timeout - time.monotonic()))
+            except GetTimeoutError as error:
+                raise self._lost("none answered within it") from error
+            except RayTaskError as error:
+                self._release(call)
+                if isinstance(error.cause, InputError):
+                    raise InputError(str(error.cause)) from error
+                raise
+            except RayActorError as error:
+                self._gone[call.worker] = str(error).strip().splitlines()[0]
+                self._send(call)
+            else:
+                self._release(call)
+                return answer
+
+    def _send(self, call: Call) -> None:
+        usable = [number for number in range(len(self._workers)) if number not in self._gone]
+        if not usable:
+            raise self._lost(next(iter(self._gone.values())))
+        call.worker = self._take(usable)
+        call.answer = getattr(self._workers[call.worker], call.method).remote(*call.arguments)
+
+    def _take(self, usable: list[int]) -> int:
+        if self._shared_board is None:
+            return self._own_board.take(usable)
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        try:
+            return int(ray.get(self._shared_board.take.remote(usable), timeout=self._timeout))
+        except (GetTimeoutError, RayActorError) as error:
+            raise self._lost("the board that divides the work among them is gone") from error
+
+    def _release(self, call: Call) -> None:
+        if self._shared_board is None:
+            self._own_board.release(call.worker)
+        else:
+            # Nobody waits for this, and it is not repeated: a board that was replaced has forgotten the request.
+            self._shared_board.release.options(max_task_retries=0).remote(call.worker)
+
+    def _lost(self, reason: str) -> LostError:
+        count = len(self._workers)
+        workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+        return LostError(
+            f"{workers} not answer any more (time-out {self._timeout:g} s): {reason}; see `ray status`, and resume the "
+            "run with --resume."
+        )
