@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ragstone import __version__
-from ragstone.errors import InputError, LostError
+from ragstone.errors import InputError, LostError, refused_by_system
 from ragstone.interrupt import stop_like_interrupt
 from ragstone.processes.refusal import say_once
 
@@ -100,10 +100,10 @@ def _dispatch(words: list[str]) -> int:
         _say(program, "interrupted")
         return INTERRUPTED
     except OSError as error:
-        # What the file system refuses (permission, no space left) is no fault of the program's.
-        if error.filename is None or error.strerror is None:
+        sentence = refused_by_system(error)
+        if sentence is None:
             raise
-        return _refuse(program, f"{error.filename}: {error.strerror}.")
+        return _refuse(program, sentence)
 
 
 def _run(command: Command, program: str, arguments: list[str]) -> int:

@@ -14,3 +14,9 @@ class LostError(Exception):
 
     The message names it and says how to go on. The command line prints it without a traceback and exits with code 3.
     """
+
+
+def refused_by_system(error: OSError) -> str | None:
+    """The sentence for what the system refuses with a file (permission, no space left), which is no fault of the
+    program's; None where `error` is about no file."""
+    return None if error.filename is None or error.strerror is None else f"{error.filename}: {error.strerror}."

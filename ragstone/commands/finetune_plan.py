@@ -28,6 +28,12 @@ FREE_TO_CHANGE = (
 """What a resumed run may be given anew. Data and knowledge source are compared by content, batches by their size over
 all processes."""
 
+OWN_TO_A_HOST = (
+    *("data_dir", "output_dir", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir"),
+    *("passages_path", "index_path", "ray_address", "gpus", "num_processes", "num_workers", "distributed_port"),
+)
+"""What the processes of several hosts may be given differently. Data are compared by content."""
+
 
 def run_plan(settings: FinetuneSettings) -> RunPlan:
     """The run that these settings describe."""
@@ -70,6 +76,7 @@ def run_plan(settings: FinetuneSettings) -> RunPlan:
         profiles=settings.profile,
         record=record,
         fixed={name: value for name, value in record.items() if name not in FREE_TO_CHANGE},
+        shared={name: value for name, value in record.items() if name not in OWN_TO_A_HOST},
     )
 
 

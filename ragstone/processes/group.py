@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any, NoReturn
 
 import torch
@@ -19,11 +20,14 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from ragstone.errors import InputError, LostError
+from ragstone.errors import InputError, LostError, refused_by_system
 from ragstone.processes.environment import Place, place
 from ragstone.processes.exchange import Bytes, Post, gather_bytes
 from ragstone.processes.processes import OneProcess, Processes
 from ragstone.processes.watch import Watch
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+"""Who gives one of these means this host alone."""
 
 
 class ProcessGroup:
@@ -54,6 +58,11 @@ class ProcessGroup:
                 outcome = {"result": action()}
             except InputError as error:
                 outcome = {"refused": str(error)}
+            except OSError as error:
+                sentence = refused_by_system(error)
+                if sentence is None:
+                    raise
+                outcome = {"refused": sentence}
         outcome = self.share(outcome)
         if "refused" in outcome:
             raise InputError(outcome["refused"])
@@ -104,13 +113,14 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
         timeout: seconds that a message may take.
 
     Raises:
+        InputError: the first process's address cannot be used.
         LostError: from within the with-block, for an error in a message, which names the missing process.
     """
     where = place()
     if where.size == 1:
         yield OneProcess()
         return
-    _speak_where_the_master_is()
+    _speak_where_the_master_is(where)
     limit = timedelta(seconds=timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
@@ -139,22 +149,36 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
         raise refused
 
 
-def _speak_where_the_master_is() -> None:
+def _speak_where_the_master_is(where: Place) -> None:
     """Let gloo and NCCL use the network interface that leads to the first process, which the kernel's routes tell.
 
     Left alone, gloo takes whatever address the host's name has, on many machines one that no other host reaches. What
     the user set stays.
+
+    Raises:
+        InputError: no way leads there, or none that other hosts have too.
     """
     import psutil
 
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        # Nothing is sent: a datagram socket that is connected only has its route chosen.
-        probe.connect(address)
-        own = probe.getsockname()[0]
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            # Nothing is sent: a datagram socket that is connected only has its route chosen.
+            probe.connect(address)
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise InputError(
+            f"The first process's address {host}:{port} leads nowhere from this host ({error.strerror}); give "
+            "--master_addr an address of the first host that all others reach."
+        ) from error
+    if where.local_size < where.size and host not in LOOPBACK_NAMES and ip_address(address[0]).is_loopback:
+        raise InputError(
+            f"The first process's address {host} is {address[0]} on this host, which no other host reaches; give "
+            "--master_addr the number of its address in the network, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."
+        )
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address == own for found in addresses):
             os.environ["GLOO_SOCKET_IFNAME"] = name

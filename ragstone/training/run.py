@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from ragstone.data.examples import Split, read_examples
-from ragstone.errors import InputError
 from ragstone.evaluation.score import measure_answers
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
@@ -29,6 +28,7 @@ from ragstone.processes.group import joined
 from ragstone.processes.processes import Processes
 from ragstone.progress import silence
 from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
+from ragstone.training.agreement import refuse_unlike_ranks, refuse_unseen_folder
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
 from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, training_device
 from ragstone.training.loop import LoopSettings, Trainer
@@ -70,6 +70,8 @@ class RunPlan:
     """Settings that the trackers show."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Settings, by flag, with which alone the run may be resumed."""
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """Settings, by flag, that all processes must have been given alike."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
     if plan.predicts:
         splits.append("test")
     examples = {split: read_examples(plan.data_dir, split, plan.limits.get(split, -1)) for split in splits}
+    refuse_unlike_ranks(plan.shared, examples, team.processes)
     trackers = ["tensorboard", *(["wandb"] if plan.wandb else [])] if plan.trains else []
     result = Finetuned(plan.folder)
     with (
@@ -183,6 +186,8 @@ def _train(
 ) -> Finetuned:
     began = time.perf_counter()
     first = processes.place.is_first
+    if plan.resumes and processes.on_first(plan.folder.is_dir):
+        refuse_unseen_folder(plan.folder, processes)
     state = load_state(plan.folder) if plan.resumes else None
     request = _request(plan, processes, accelerator)
     if state is not None:
@@ -199,7 +204,7 @@ def _train(
         refuse_another_run(state["identity"], identity, plan.folder)
         kept = [Saved(*saved) for saved in state["kept"]]
     processes.on_first(lambda: _start(plan.folder, started))
-    _refuse_unseen_folder(plan.folder, processes)
+    refuse_unseen_folder(plan.folder, processes)
     metrics = MetricsFile(plan.folder)
     with profiled_steps(plan.folder) if plan.profiles and first else nullcontext(lambda: None) as after_step:
         trainer = Trainer(
@@ -235,7 +240,8 @@ def _train(
 def _predict(plan: RunPlan, processes: Processes, accelerator: Any, test: Sequence[Example]) -> dict[str, float]:
     best = plan.folder / "best"
     request = _request(plan, processes, accelerator)
-    if best.is_dir():
+    if processes.on_first(best.is_dir):
+        refuse_unseen_folder(plan.folder, processes)
         request = _from_checkpoint(request, best)
     model = open_model(request)
     predictions = answer_examples(model, test, plan.test, plan.loop.eval_batch_size, accelerator, processes)
@@ -259,16 +265,6 @@ def _request(plan: RunPlan, processes: Processes, accelerator: Any) -> ModelRequ
 def _start(folder: Path, started: Callable[[], None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     started()
-
-
-def _refuse_unseen_folder(folder: Path, processes: Processes) -> None:
-    """Checkpoints are written by the first process and read by all."""
-    unseen = [rank for rank, sees in enumerate(processes.gather(folder.is_dir())) if not sees]
-    if unseen:
-        raise InputError(
-            f"--output_dir {folder}, which the first process made, is not there for rank {unseen[0]}; give a folder "
-            "on storage that all hosts share."
-        )
 
 
 def _from_checkpoint(request: ModelRequest, checkpoint: Path) -> ModelRequest:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +52,10 @@ def fail(task: tuple[str, int]) -> None:
         rank = processes.place.rank
         if how == "refused":
             processes.on_first(refuse)
+        if how == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if how == "folder":
+            processes.on_first(lambda: Path("/nowhere/folder").mkdir())
         if rank == failing:
             if how == "input":
                 raise InputError("The second process was given nothing.")
@@ -58,6 +63,8 @@ def fail(task: tuple[str, int]) -> None:
                 raise ZeroDivisionError("a bug")
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "full":
+                Path("/nowhere/file").write_text("")
             if how == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
             if how == "hanging":
@@ -115,6 +122,9 @@ def test_processes_exchange_messages_and_the_first_ones_result_comes_back() -> N
         ("refused", 0, InputError, r"^The first process refuses\.$"),
         ("input", 1, InputError, r"^The second process was given nothing\.$"),
         ("bug", 1, RuntimeError, r"Rank 1 failed: ZeroDivisionError: a bug\n(?s:.*)in fail"),
+        ("full", 1, InputError, r"^/nowhere/file: No such file or directory\.$"),
+        ("folder", 0, InputError, r"^/nowhere/folder: No such file or directory\.$"),
+        ("terminated", 0, LostError, r"Rank [01] \(process \d+\) was ended by SIGTERM"),
         ("killed", 1, LostError, r"Rank 1 \(process \d+\) was ended by SIGKILL"),
         ("killed", 0, LostError, r"Rank 0 \(process \d+\) was ended by SIGKILL"),
         ("hanging", 1, LostError, r"Rank 0 waited in vain \(time-out 4 s\): rank 1 is gone or stopped"),
@@ -129,3 +139,20 @@ def test_the_failure_of_one_ends_all_and_is_told(how: str, rank: int, error: typ
     # The time-out and, as the documentation says, up to 45 s: a look at who is missing, and for one that does not
     # react to SIGTERM half a minute until SIGKILL. Starting the processes, which comes before, takes some seconds.
     assert time.monotonic() - began < TIMEOUT + 45 + SECONDS_TO_START
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.2", "first process's address 127.0.0.2 is 127.0.0.2 on this host, which no other host reaches"),
+        ("nowhere.invalid", "first process's address nowhere.invalid:29500 leads nowhere from this host"),
+    ],
+)
+def test_an_address_that_other_hosts_cannot_reach(monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
+    """As where a host's own name stands in /etc/hosts with a loopback address."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    two_hosts = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {**two_hosts, "MASTER_ADDR": address, "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message), joined(torch.device("cpu"), TIMEOUT):
+        pass
