@@ -99,6 +99,13 @@ class RayCluster:
         return str(ray.get_runtime_context().gcs_address)
 
     @property
+    def gpus(self) -> int:
+        """Of all its hosts."""
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    @property
     def contact(self) -> Contact:
         """How other processes of the run connect to it."""
         return self.address, os.environ.get(AUTH_MODE)

@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from ragstone.errors import InputError
 from ragstone.processes.group import ProcessGroup
 from ragstone.processes.processes import Processes
-from ragstone.processes.ray_cluster import AUTO, LOCAL, RayCluster
+from ragstone.processes.ray_cluster import AUTO, LOCAL, Contact, RayCluster
 from ragstone.retrieval.location import IndexDevice
 from ragstone.retrieval.place import InEveryProcess, InFirstProcess, RetrievalPlace
 
@@ -43,16 +44,37 @@ class RetrievalSettings:
 
 @contextmanager
 def connected(settings: RetrievalSettings, processes: Processes) -> Iterator[None]:
-    """What the place of retrieval needs for as long as a run lasts: with Ray, a cluster that all are connected to."""
+    """What the place of retrieval needs for as long as a run lasts: with Ray, a cluster that all are connected to.
+
+    Raises:
+        InputError: there is none that answers, or not with the GPUs that its workers are to have.
+    """
     if settings.backend != "ray":
         yield
         return
     with ExitStack() as stack:
         # That no cluster answers is said by all processes, not by the first alone.
-        contact = processes.on_first(lambda: stack.enter_context(RayCluster(settings.ray_address)).contact)
+        contact = processes.on_first(lambda: _contact(settings, stack))
         if not processes.place.is_first:
             stack.enter_context(RayCluster(contact=contact))
         yield
+
+
+def _contact(settings: RetrievalSettings, stack: ExitStack) -> Contact:
+    """Of the cluster, connected until `stack` ends.
+
+    Raises:
+        InputError: none answers, or it has fewer GPUs than there are to be workers on GPUs, for which Ray would wait.
+    """
+    cluster = stack.enter_context(RayCluster(settings.ray_address))
+    wanted = settings.workers * settings.parts
+    if settings.device == "cuda" and wanted > cluster.gpus:
+        workers = "retrieval worker takes one" if wanted == 1 else f"{wanted} retrieval workers take as many"
+        raise InputError(
+            f"--index_device cuda: {workers}, and the Ray cluster at {cluster.address} has {cluster.gpus} GPUs; leave "
+            "it out, or give fewer workers."
+        )
+    return cluster.contact
 
 
 def retrieval_place(settings: RetrievalSettings, processes: Processes, timeout: float) -> RetrievalPlace:

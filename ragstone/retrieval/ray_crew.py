@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,8 @@ class Board:
     def release(self, number: int) -> None:
         """A request of the worker is done."""
         with self._lock:
-            self._requests[number] -= 1
+            # A board that was started anew does not know the requests of before.
+            self._requests[number] = max(0, self._requests[number] - 1)
 
 
 @dataclass
@@ -77,22 +77,17 @@ class Crew:
         """
         return self.finish(self.start(method, *arguments))
 
-    def hosts(self) -> set[str]:
-        """The hosts of the workers that answer, by Ray's names for them."""
-        import ray
-        from ray.exceptions import RayActorError
-
-        found = set()
-        asked = [worker.host.remote() for worker in self._workers]
-        for answer in ray.wait(asked, num_returns=len(asked), timeout=self._timeout)[0]:
-            with suppress(RayActorError):
-                found.add(str(ray.get(answer)))
-        return found
+    def call_each(self, method: str) -> list[Any]:
+        """What each worker answers to `method`; see `call`."""
+        calls = [Call(method, (), time.monotonic()) for _ in self._workers]
+        for number, call in enumerate(calls):
+            self._send(call, [number])
+        return [self.finish(call) for call in calls]
 
     def start(self, method: str, *arguments: Any) -> Call:
         """Send a request to the least busy worker."""
         call = Call(method, arguments, time.monotonic())
-        self._send(call)
+        self._send(call, range(len(self._workers)))
         return call
 
     def finish(self, call: Call) -> Any:
@@ -112,13 +107,14 @@ class Crew:
                 raise
             except RayActorError as error:
                 self._gone[call.worker] = str(error).strip().splitlines()[0]
-                self._send(call)
+                self._send(call, range(len(self._workers)))
             else:
                 self._release(call)
                 return answer
 
-    def _send(self, call: Call) -> None:
-        usable = [number for number in range(len(self._workers)) if number not in self._gone]
+    def _send(self, call: Call, workers: Iterable[int]) -> None:
+        """Send it to the least busy of `workers`, those left out that are gone."""
+        usable = [number for number in workers if number not in self._gone]
         if not usable:
             raise self._lost(next(iter(self._gone.values())))
         call.worker = self._take(usable)

@@ -63,9 +63,11 @@ class InRayWorkers:
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
         crews = [self._crew(run, part) for part in range(self.parts)]
-        info = SourceInfo(**self.processes.on_first(lambda: crews[0].call("info")))
+        # All open it now, so that a host without it is told before anything is trained.
+        (info, *_), *_ = self.processes.on_first(lambda: [crew.call_each("info") for crew in crews])
+        info = SourceInfo(**info)
         here = ray.get_runtime_context().get_node_id()
-        near = any(here in crew.hosts() for crew in crews)
+        near = any(here in crew.call_each("host") for crew in crews)
         return info, RayRetriever(crews, info, held, mapped_store(info) if near else None)
 
     def indexes(self, location: SourceLocation) -> Indexes:
@@ -96,14 +98,15 @@ class InRayWorkers:
         searching = {"num_gpus": int(self.device == "cuda"), "scheduling_strategy": "SPREAD"}
         searching["runtime_env"] = {"env_vars": WORKER_ENVIRONMENT}
         # Asked before each search, so it is on this host if that can be.
-        here_first = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        home = ray.get_runtime_context().get_node_id()
+        here_first = NodeAffinitySchedulingStrategy(home, soft=True)
         worker: Any = ray.remote(RetrievalWorker)
         board: Any = ray.remote(Board)
         held = []
         for part in range(self.parts):
             for name in self._names(run, part):
                 options = {**lasting, **searching, "name": name}
-                held.append(worker.options(**options).remote(location, part, self.parts, self.device, here))
+                held.append(worker.options(**options).remote(location, part, self.parts, self.device, here, home))
             if self._needs_board:
                 options = {**lasting, "scheduling_strategy": here_first, "name": self._board_name(run, part)}
                 held.append(board.options(**options).remote(self.workers))

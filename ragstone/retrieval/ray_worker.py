@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,25 @@ from ragstone.types import FloatArray, IntArray
 class RetrievalWorker:
     """Becomes a Ray actor. The source is opened at the first request, and so again after the worker was replaced."""
 
-    def __init__(self, location: SourceLocation, part: int, parts: int, device: IndexDevice, workers_here: int) -> None:
-        """Serve part number `part` of `parts`, beside `workers_here` others of its kind on the host."""
+    def __init__(
+        self, location: SourceLocation, part: int, parts: int, device: IndexDevice, workers_here: int, home: str
+    ) -> None:
+        """Serve a part of a source.
+
+        Args:
+            location: where the source is, on this host as on all others.
+            part: number of the part.
+            parts: how many there are.
+            device: see RetrievalSettings.
+            workers_here: how many workers there are on a host.
+            home: the host of the run's first process, by Ray's name for it.
+        """
         self._location = location
         self._part = part
         self._parts = parts
         self._device = device
         self._workers_here = workers_here
+        self._home = home
         self._threads = max(1, len(os.sched_getaffinity(0)) // workers_here)
         self._opened: LocalRetriever | None = None
 
@@ -35,7 +48,12 @@ class RetrievalWorker:
         Raises:
             InputError: it cannot be opened, or this host has no memory for a part that cannot be mapped.
         """
-        return dataclasses.asdict(self._retriever().source.info())
+        try:
+            return dataclasses.asdict(self._retriever().source.info())
+        except InputError as error:
+            if self.host() == self._home:
+                raise
+            raise InputError(f"On {socket.gethostname()}, where a retrieval worker runs: {error}") from error
 
     def retrieve(self, version: str | None, vectors: FloatArray, n_docs: int) -> Message:
         """See Retriever.retrieve; the answer as a message. For `version`, as for the next, see `_retriever`."""

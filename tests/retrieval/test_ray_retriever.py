@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from ragstone.knowledge.source import KnowledgeSource
 from ragstone.processes.processes import OneProcess
 from ragstone.processes.ray_cluster import RayCluster
 from ragstone.replacement import new_version
+from ragstone.retrieval.choice import RetrievalSettings, connected
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import decode
@@ -300,6 +302,24 @@ def test_no_source_is_said_as_in_this_process(cluster: RayCluster, tmp_path: Pat
         open_workers(tmp_path / "nowhere")
 
 
+def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path) -> None:
+    """By a worker that has another home than its own host."""
+    location = SourceLocation(str(tmp_path / "nowhere"))
+    worker: Any = ray.remote(RetrievalWorker).options(name="away", num_cpus=0, namespace=NAMESPACE)
+    held = worker.remote(location, 0, 1, "cpu", 1, "another host")
+    with pytest.raises(InputError, match=f"^On {socket.gethostname()}, where a retrieval worker runs: There is no"):
+        Crew(["away"], None, TIMEOUT).call_each("info")
+    ray.kill(held)
+
+
+def test_gpus_that_the_cluster_does_not_have_are_not_waited_for(cluster: RayCluster) -> None:
+    wanted = cluster.gpus + 1
+    settings = RetrievalSettings("ray", cluster.address, workers=wanted, device="cuda")
+    message = rf"^--index_device cuda: .* has {cluster.gpus} GPUs; leave it out, or give"
+    with pytest.raises(InputError, match=message), connected(settings, OneProcess()):
+        pass
+
+
 def test_workers_do_without_torch() -> None:
     """Each is a process of its own: what it imports, it holds in memory once more. Exact search alone needs torch."""
     check = "import sys, ragstone.retrieval.ray_worker; sys.exit('torch' in sys.modules)"
@@ -314,7 +334,7 @@ def test_processes_that_ask_the_same_workers_share_a_board(
     location = SourceLocation(str(large_source))
     held = [ray.remote(Board).options(name="shared-board", **options).remote(2)]
     for name in ("shared-0", "shared-1"):
-        held.append(ray.remote(RetrievalWorker).options(name=name, **options).remote(location, 0, 1, "cpu", 2))
+        held.append(ray.remote(RetrievalWorker).options(name=name, **options).remote(location, 0, 1, "cpu", 2, "here"))
     one, other = (Crew(["shared-0", "shared-1"], "shared-board", TIMEOUT) for _ in range(2))
     for crew in (one, other):
         crew.call("info")
