@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import psutil
-
 from ragstone.errors import InputError
+from ragstone.memory import memory
 
 TRAINING_VECTORS = 1_000_000
 """Vectors that an index is trained on, at most: a larger corpus is sampled."""
@@ -88,7 +87,7 @@ def refuse_beyond_memory(index: Any, factory: str, dimension: int, count: int) -
     needed = count * _bytes_per_vector(index)
     if not index.is_trained:
         needed += 4 * dimension * min(count, TRAINING_VECTORS)
-    total = psutil.virtual_memory().total
+    total = memory().total
     if needed > total:
         raise InputError(
             f"The index {factory} over {count:,} vectors takes at least {needed / 2**30:.1f} GiB of memory until it is "

@@ -5,13 +5,12 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-import psutil
-
 from ragstone.errors import InputError
 from ragstone.index.searcher import Searcher
 from ragstone.index.vector_index import is_flat
 from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import KnowledgeSource
+from ragstone.memory import memory
 from ragstone.retrieval.location import IndexDevice
 
 REMEDY = (
@@ -57,11 +56,11 @@ def exact_part(
 
 def _refuse_beyond_memory(source: KnowledgeSource, rows: int, workers_here: int) -> None:
     needed = bytes_to_hold(source.store, source.index_path) * rows // len(source)
-    memory = psutil.virtual_memory()
+    here = memory()
     # What the others hold already is not free any more, so that all together are held against the whole.
-    if needed > memory.available or needed * workers_here > memory.total:
+    if needed > here.available or needed * workers_here > here.total:
         raise InputError(
             f"The vectors of {source.store.folder} cannot be mapped: exact search holds {needed / 2**30:.1f} GiB of "
             f"them in memory in each of {workers_here} processes on {socket.gethostname()}, which has "
-            f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} of them free; {REMEDY}."
+            f"{here.total / 2**30:.1f} GiB, {here.available / 2**30:.1f} of them free; {REMEDY}."
         )

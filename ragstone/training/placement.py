@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from ragstone.encoders.precision import fast_bfloat16
@@ -17,6 +16,7 @@ from ragstone.knowledge.index_name import CUSTOM
 from ragstone.knowledge.row_store import open_store
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes, passages_folder
 from ragstone.knowledge.wiki_dpr import PUBLISHED_INDEXES, find_wiki_dpr
+from ragstone.memory import memory
 from ragstone.processes.environment import Place
 from ragstone.processes.ray_cluster import AUTO, LOCAL, refuse_without_ray
 from ragstone.retrieval.choice import RetrievalSettings
@@ -90,17 +90,18 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     config = read_config(Path(wishes.model))
     # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
     retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
-    index, use, held = None, wishes.use, 0
+    index, use, held, on_gpu = None, wishes.use, 0, 0
     if retrieval is not None:
         passages, index_path = _source(wishes, config)
         index = index_path.stat().st_size if index_path is not None and index_path.is_file() else None
         method = _method(wishes, config, passages)
-        _check_retrieval(retrieval, method, gpus, index)
+        _check_retrieval(retrieval, method)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
         # Who searches by words alone does not ask the question encoder.
         use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
         held = _held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1)
-    lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index, held)}")
+        on_gpu = _vectors_on_gpu(passages, retrieval)
+    lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index, held, on_gpu)}")
     warning = None if gpus else _slow_arithmetic(wishes.precision)
     return Placement(processes, place.size == 1 and here > 1, lines, warning)
 
@@ -176,7 +177,7 @@ def _method(wishes: Wishes, config: dict[str, Any], passages: Path | None) -> Me
     return wishes.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, str(passages or ""))
 
 
-def _check_retrieval(retrieval: RetrievalSettings, method: Method, gpus: int, index: int | None) -> None:
+def _check_retrieval(retrieval: RetrievalSettings, method: Method) -> None:
     if retrieval.backend == "ray":
         if method.by_words:
             raise InputError(VECTORS_ALONE)
@@ -192,12 +193,6 @@ def _check_retrieval(retrieval: RetrievalSettings, method: Method, gpus: int, in
             raise InputError("--index_device cuda searches vectors, and --retriever bm25 searches words; leave it out.")
         if not torch.cuda.is_available():
             raise InputError("--index_device cuda: this machine has no GPU that torch can use; leave it out.")
-        free, _ = torch.cuda.mem_get_info()
-        if gpus and index is not None and index > free:
-            raise InputError(
-                f"--index_device cuda: the vectors take {_size(index)}, and the GPU has {_size(free)} free; leave it "
-                "out, or divide them with --index_shards."
-            )
 
 
 def _processes(processes: int, here: int, device: str) -> str:
@@ -224,9 +219,23 @@ def _retrieval(retrieval: RetrievalSettings, method: Method, processes: int) -> 
     return f"in the process itself; index {where}"
 
 
-def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int, index: int | None, held: int) -> str:
+def _memory(
+    wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int, index: int | None, held: int, on_gpu: int
+) -> str:
+    """What a process takes, and the index beside it.
+
+    Args:
+        wishes: what is asked for.
+        use: what is done with the weights.
+        here: processes on this host.
+        gpus: that they use.
+        processes: all of them.
+        index: bytes of its file; None where it is not here.
+        held: bytes of vectors that are read into memory.
+        on_gpu: bytes of vectors that the first process holds on its GPU.
+    """
     needed = footprint(Path(wishes.model), use, processes)
-    parts, left = [], psutil.virtual_memory().available
+    parts, left = [], memory().available
     if needed is None:
         parts.append("model not here yet, so its size is unknown")
     else:
@@ -246,6 +255,16 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int
                 f"fewer processes, {adapters}a smaller model or a larger machine."
             )
         left -= 0 if gpus else total
+    if on_gpu:
+        beside = needed if gpus and needed is not None else 0
+        free = torch.cuda.mem_get_info()[0]
+        if on_gpu + beside > free:
+            others = f" beside the model's {_size(beside)}" if beside else ""
+            raise InputError(
+                f"--index_device cuda: the vectors take {_size(on_gpu)}{others}, and the GPU has {_size(free)} free; "
+                "leave it out, or divide them among Ray workers with --index_shards."
+            )
+        parts.append(f"vectors {_size(on_gpu)} on the GPU")
     if index is not None:
         parts.append(f"index {_size(index)}")
     if held:
@@ -265,6 +284,15 @@ def _held_vectors(passages: Path | None, index: Path | None, retrieval: Retrieva
     if not retrieval.exact or passages is None or index is None or not (index.is_file() and passages.is_dir()):
         return 0
     return retrieval.workers * bytes_to_hold(open_store(passages_folder(passages)), index)
+
+
+def _vectors_on_gpu(passages: Path | None, retrieval: RetrievalSettings) -> int:
+    """Bytes of the vectors that the first process puts on its GPU, if the source is on this host; workers are asked
+    by Ray, each to have a GPU of its own."""
+    if retrieval.device != "cuda" or retrieval.backend == "ray" or passages is None or not passages.is_dir():
+        return 0
+    store = open_store(passages_folder(passages))
+    return 4 * store.dimension * len(store)
 
 
 def _size(size: int) -> str:

@@ -16,7 +16,7 @@ from ragstone.knowledge.wiki_dpr import index_file, passages_folder
 from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
-from ragstone.training.footprint import WeightUse
+from ragstone.training.footprint import WeightUse, footprint
 from ragstone.training.placement import Wishes, plan_placement
 from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_unmapped_source
 
@@ -153,7 +153,7 @@ def test_what_is_not_held_is_not_asked_for(
         file.truncate(40 * 10**9)
     free = 10**10 * bytes_a_weight
     for there in (free, free - 1):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda there=there: SimpleNamespace(available=there))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda there=there: SimpleNamespace(total=2**60, available=there))
         if there == free:
             assert "activations besides" in plan(wishes, model=str(tmp_path), use=use).lines[-1]
         else:
@@ -169,9 +169,9 @@ def test_vectors_that_cannot_be_mapped_must_fit_for_exact_search(
     held = 2 * 4 * UNMAPPED_ROWS * UNMAPPED_DIMENSION
     wanted = {"model": "someone/model", "passages_path": source}
     here, elsewhere = (RetrievalSettings("ray", address, workers=2, parts=3) for address in ("local", "10.0.0.1:6379"))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=held))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**60, available=held))
     assert plan(wishes, **wanted, retrieval=here).lines[-1].endswith(f"vectors {held / 2**20:.1f} MiB in memory")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=held - 1))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**60, available=held - 1))
     with pytest.raises(InputError, match=f"^The vectors of {source} cannot be mapped: .* are free beside the model"):
         plan(wishes, **wanted, retrieval=here)
     for retrieval in (elsewhere, RetrievalSettings("ray", "local", workers=2)):
@@ -202,3 +202,20 @@ def test_half_precision_that_a_cpu_imitates_is_warned_of(wishes: dict[str, Any])
 def test_gpus_that_are_not_there(wishes: dict[str, Any], more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(wishes, **more)
+
+
+def test_a_gpu_must_hold_the_vectors_beside_the_model(
+    wishes: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the index: exact search holds the vectors themselves. This machine is made to say that it has a GPU."""
+    vectors, weights = 4 * 6 * 16, footprint(checkpoint_folder, WeightUse(trains=True), processes=1)
+    assert weights is not None
+    cuda = {**wishes, "retrieval": RetrievalSettings(device="cuda"), "use": WeightUse(trains=True)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for more, free in (({"gpus": 0}, vectors), ({"gpus": 1}, vectors + weights)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
+        assert "MiB on the GPU" in plan(cuda, **more).lines[2]
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free - 1, free))
+        with pytest.raises(InputError, match=r"^--index_device cuda: the vectors take 0\.0 MiB.*, and the GPU has"):
+            plan(cuda, **more)
