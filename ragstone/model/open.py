@@ -32,6 +32,7 @@ from ragstone.model.lora import LoraSettings, adapter_differences, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
 from ragstone.model.source_choice import ChosenSource, SourceWish, choose_source
+from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.method import Method, MethodRequest
 from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
@@ -187,7 +188,8 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
 def _retrieval(request: ModelRequest, config: Any) -> tuple[ChosenSource, Method]:
     """Where passages are and by what they are found; refused before weights are loaded, if they cannot be."""
     wish = SourceWish(request.passages_path, request.index_path, request.index_name, request.use_dummy_dataset)
-    chosen = choose_source(wish, config)
+    found = request.retrieval.look(lambda: dataclasses.asdict(choose_source(wish, config)))
+    chosen = ChosenSource(**{**found, "location": SourceLocation(**found["location"])})
     indexes, path = request.retrieval.indexes(chosen.location), chosen.location.passages_path
     return chosen, request.method.resolve(own_settings(config).get("retrieval"), indexes, path)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 from ragstone.index.threads import WithThreads
 from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo, find_indexes
@@ -16,6 +17,8 @@ from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.part import exact_part
 from ragstone.retrieval.retriever import Retriever
+
+T = TypeVar("T")
 
 
 class RetrievalPlace(Protocol):
@@ -33,6 +36,13 @@ class RetrievalPlace(Protocol):
 
         Raises:
             InputError: no knowledge source.
+        """
+
+    def look(self, find: Callable[[], T]) -> T:
+        """What `find` finds, which JSON can hold, where the source is looked for. With several processes, all call it.
+
+        Raises:
+            InputError: raised by `find`.
         """
 
     def for_words(self) -> InEveryProcess:
@@ -63,6 +73,10 @@ class InEveryProcess:
         """See RetrievalPlace.indexes."""
         return find_indexes(Path(location.passages_path))
 
+    def look(self, find: Callable[[], T]) -> T:
+        """See RetrievalPlace.look."""
+        return find()
+
     def for_words(self) -> InEveryProcess:
         """See RetrievalPlace.for_words."""
         return self
@@ -92,7 +106,11 @@ class InFirstProcess:
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes. The first process looks; the others may have no source."""
         here = InEveryProcess(self.device)
-        return Indexes(**self.processes.on_first(lambda: dataclasses.asdict(here.indexes(location))))
+        return Indexes(**self.look(lambda: dataclasses.asdict(here.indexes(location))))
+
+    def look(self, find: Callable[[], T]) -> T:
+        """See RetrievalPlace.look: a named source may be on the first process's host alone."""
+        return cast(T, self.processes.on_first(find))
 
     def for_words(self) -> InEveryProcess:
         """See RetrievalPlace.for_words."""

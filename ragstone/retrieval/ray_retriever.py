@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
 
+T = TypeVar("T")
 WORKER_ENVIRONMENT = {
     # Threads that wait for the next search would spin for some milliseconds, on cores that others want.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -73,6 +74,11 @@ class InRayWorkers:
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
         return Indexes(vectors=True, words=True)
+
+    def look(self, find: Callable[[], T]) -> T:
+        """See RetrievalPlace.look: what has a name is looked for by the first process, and opened at the same place on
+        the workers' hosts."""
+        return cast(T, self.processes.on_first(find))
 
     def for_words(self) -> InEveryProcess:
         """See RetrievalPlace.for_words.

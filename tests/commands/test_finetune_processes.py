@@ -366,7 +366,8 @@ def test_the_documentations_commands(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     lines = [line.strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if " ragstone finetune " in line]
-    assert len(lines) == 7
+    assert len(lines) == 8
+    modules = {"torchrun": "torch.distributed.run", "accelerate launch": "accelerate.commands.launch"}
     for line in lines:
         before, _, flags = line.partition("ragstone finetune ")
         if "--gpus 0" not in line:
@@ -374,7 +375,8 @@ def test_the_documentations_commands(
         elif not before:
             assert main(["finetune", *shlex.split(flags)]) == 0, line
         else:
-            program = [sys.executable, "-m", "torch.distributed.run", *before.split()[1:], "ragstone"]
+            ((launcher, module),) = [found for found in modules.items() if before.startswith(found[0])]
+            program = [sys.executable, "-m", module, *before.removeprefix(launcher).split(), "ragstone"]
             command = [*program, "finetune", *shlex.split(flags)]
             found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
             assert found.returncode == 0, (line, found.stderr)
@@ -383,7 +385,7 @@ def test_the_documentations_commands(
             assert found.stderr.count("step 6/6") == 1
     losses = [
         [record["loss_per_token"] for record in metrics(tmp_path / name)["val"]]
-        for name in ("run-cpu", "run-torchrun", "run-ray", "run-shards")
+        for name in ("run-cpu", "run-torchrun", "run-accelerate", "run-ray", "run-shards")
     ]
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-4)

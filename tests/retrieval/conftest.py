@@ -12,6 +12,7 @@ import pytest
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
 from ragstone.knowledge.store import PassageStore, PassageWriter
+from ragstone.knowledge.wiki_dpr import index_file, passages_folder
 
 ROWS = 6000
 DIMENSION = 48
@@ -40,6 +41,22 @@ def write_unmapped_source(folder: Path) -> Path:
     pq.write_table(table, folder / "passages.parquet", row_group_size=30)
     build_index(lambda: iter([vectors]), *vectors.shape, "HNSW4,Flat", folder.parent / INDEX_NAME)
     return folder
+
+
+def write_published(cache: Path) -> Path:
+    """wiki_dpr's compressed index in a cache of the hub's, 3 MiB of it; the index's path."""
+    repository = cache / "datasets--facebook--wiki_dpr"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
+    snapshot = repository / "snapshots" / "abc"
+    passages = snapshot / passages_folder("nq")
+    passages.parent.mkdir(parents=True)
+    write_unmapped_source(passages)
+    index = snapshot / index_file("nq", "compressed")
+    index.parent.mkdir()
+    with index.open("wb") as file:
+        file.truncate(3 * 2**20)
+    return index
 
 
 @pytest.fixture(scope="session")

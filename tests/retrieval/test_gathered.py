@@ -13,13 +13,14 @@ import torch
 
 from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
+from ragstone.model.open import ModelRequest, refuse_unsearchable
 from ragstone.processes.group import ProcessGroup, joined
 from ragstone.processes.launch import launch
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.place import InFirstProcess
 from ragstone.types import FloatArray, Retrieved
-from tests.retrieval.conftest import write_source
+from tests.retrieval.conftest import write_published, write_source
 
 MIB = 2**20
 CASES = [
@@ -64,6 +65,17 @@ def open_nothing(folder: str) -> None:
     with joined(torch.device("cpu"), 60) as processes:
         assert isinstance(processes, ProcessGroup)
         InFirstProcess(processes).open(SourceLocation(folder))
+
+
+def look_for_a_name(task: tuple[str, str]) -> None:
+    """What each process does: the second one has nothing in the hub's cache."""
+    from huggingface_hub import constants
+
+    checkpoint, cache = task
+    with joined(torch.device("cpu"), 60) as processes:
+        assert isinstance(processes, ProcessGroup)
+        constants.HF_HUB_CACHE = cache if processes.place.is_first else "/nowhere"
+        refuse_unsearchable(ModelRequest(checkpoint, index_name="compressed", retrieval=InFirstProcess(processes)))
 
 
 def search_and_weigh(folder: str) -> Any:
@@ -118,3 +130,11 @@ def test_the_memory_of_the_others_does_not_grow_with_the_index(tmp_path: Path) -
     assert size > 75 * MIB
     assert first[-1] - first[0] > 0.9 * size
     assert second[-1] - second[0] < 15 * MIB
+
+
+def test_a_named_index_is_needed_by_the_first_process_alone(tmp_path: Path, checkpoint_folder: Path) -> None:
+    task = str(checkpoint_folder), str(tmp_path)
+    with pytest.raises(InputError, match=r"^The index 'compressed' of wiki_dpr is not in the"):
+        launch(look_for_a_name, task, 2)
+    write_published(tmp_path)
+    launch(look_for_a_name, task, 2)

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from ragstone.errors import InputError
-from ragstone.knowledge.wiki_dpr import index_file, passages_folder
 from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.training.footprint import WeightUse, footprint
 from ragstone.training.placement import Wishes, plan_placement
-from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_unmapped_source
+from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_published, write_unmapped_source
 
 NO_GPU = not torch.cuda.is_available()
 needs_no_gpu = pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
@@ -85,22 +84,11 @@ def test_a_checkpoint_that_names_its_source(wishes: dict[str, Any], source_folde
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """wiki_dpr's compressed index in the hub's cache, 3 MiB of it."""
+    """See write_published."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "datasets--facebook--wiki_dpr"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
-    snapshot = repository / "snapshots" / "abc"
-    passages = snapshot / passages_folder("nq")
-    passages.parent.mkdir(parents=True)
-    write_unmapped_source(passages)
-    index = snapshot / index_file("nq", "compressed")
-    index.parent.mkdir()
-    with index.open("wb") as file:
-        file.truncate(3 * 2**20)
-    return index
+    return write_published(tmp_path)
 
 
 def test_an_index_by_name(wishes: dict[str, Any], published: Path, tmp_path: Path) -> None:
