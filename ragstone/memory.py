@@ -45,7 +45,7 @@ def _groups(own_groups: Path, cgroups: Path) -> Iterator[Path]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
+        if controllers == "" or "memory" in controllers.split(","):
             root = cgroups / controllers
             group = root / path.lstrip("/")
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root) and folder.is_dir())
@@ -63,10 +63,12 @@ def _number(*paths: Path) -> int | None:
 
 
 def _file_pages(statistics: Path) -> int:
-    """Bytes of files that a group holds and has not used of late, which count as used and can be taken back."""
+    """Bytes of files that a group has in memory, which count as used and can be taken back."""
     try:
         lines = statistics.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     found = dict(line.split() for line in lines)
-    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    # The first version counts a group alone by one name, and with those below it by another.
+    kinds = ("total_inactive_file", "total_active_file") if "total_inactive_file" in found else ()
+    return sum(int(found.get(kind, 0)) for kind in kinds or ("inactive_file", "active_file"))

@@ -23,7 +23,7 @@ def test_the_narrowest_limit_of_the_groups_above_counts(tmp_path: Path) -> None:
     own.write_text("0::/jobs/one\n")
     write(tmp_path / "cg" / "jobs" / "one", memory__max="max", memory__current=20 * MIB)
     write(tmp_path / "cg" / "jobs", memory__max=100 * MIB, memory__current=70 * MIB)
-    (tmp_path / "cg" / "jobs" / "memory.stat").write_text(f"anon 5\ninactive_file {30 * MIB}\nfile 7\n")
+    (tmp_path / "cg" / "jobs" / "memory.stat").write_text(f"anon 5\ninactive_file {10 * MIB}\nactive_file {20 * MIB}\n")
     found = memory(own, tmp_path / "cg")
     assert (found.total, found.available) == (100 * MIB, 60 * MIB)
 
@@ -35,6 +35,9 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
     write(tmp_path / "cg" / "memory", memory__limit_in_bytes=50 * MIB, memory__usage_in_bytes=60 * MIB)
     found = memory(own, tmp_path / "cg")
     assert (found.total, found.available) == (50 * MIB, 0)
+    counts = ["inactive_file 1", "active_file 1", f"total_inactive_file {5 * MIB}", f"total_active_file {9 * MIB}"]
+    (tmp_path / "cg" / "memory" / "memory.stat").write_text("\n".join(counts))
+    assert memory(own, tmp_path / "cg").available == 4 * MIB
 
 
 @pytest.mark.parametrize("groups", ["0::/\n", ""])

@@ -255,7 +255,7 @@ def as_matrix(column: Any, folder: Path) -> npt.NDArray[np.floating[Any]]:
     flat = column.flatten()
     # Arrow's own way to NumPy imports pandas first, where that is installed.
     values: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=False) if flat.null_count else np.from_dlpack(flat)
-    if rows == 0 or len(values) % rows or column.null_count:
+    if rows == 0 or not len(values) or len(values) % rows or column.null_count:
         raise InputError(f"The vectors in {folder} are not all of one length; build the knowledge source again.")
     return values.reshape(rows, -1)
 

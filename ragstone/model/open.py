@@ -31,8 +31,7 @@ from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_differences, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
-from ragstone.model.source_choice import ChosenSource, SourceWish, choose_source
-from ragstone.retrieval.location import SourceLocation
+from ragstone.model.source_choice import ChosenSource, SourceWish, choose_source_for_all
 from ragstone.retrieval.method import Method, MethodRequest
 from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
@@ -188,10 +187,14 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
 def _retrieval(request: ModelRequest, config: Any) -> tuple[ChosenSource, Method]:
     """Where passages are and by what they are found; refused before weights are loaded, if they cannot be."""
     wish = SourceWish(request.passages_path, request.index_path, request.index_name, request.use_dummy_dataset)
-    found = request.retrieval.look(lambda: dataclasses.asdict(choose_source(wish, config)))
-    chosen = ChosenSource(**{**found, "location": SourceLocation(**found["location"])})
+    chosen = choose_source_for_all(wish, config, request.retrieval)
     indexes, path = request.retrieval.indexes(chosen.location), chosen.location.passages_path
-    return chosen, request.method.resolve(own_settings(config).get("retrieval"), indexes, path)
+    method = request.method.resolve(own_settings(config).get("retrieval"), indexes, path)
+    place = request.retrieval.for_words() if method.by_words else request.retrieval
+    if place is not request.retrieval:
+        # Every process opens the source then, which may be elsewhere on its host.
+        chosen = choose_source_for_all(wish, config, place)
+    return chosen, method
 
 
 def _save_rag(checkpoint: Checkpoint, model: RagModel, record_source: Callable[[Any], None], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ragstone.knowledge.source import SourceInfo
 from ragstone.knowledge.wiki_dpr import NAMES, PUBLISHED_INDEXES, find_wiki_dpr
 from ragstone.model.checkpoint import DENSE, own_settings
 from ragstone.retrieval.location import SourceLocation
+from ragstone.retrieval.place import RetrievalPlace
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ def choose_source(wish: SourceWish, config: Any) -> ChosenSource:
         if config.use_dummy_dataset and wish.index_name is None:
             return _dummy(config)
     return _named(wish.index_name or config.index_name, index_path, config)
+
+
+def choose_source_for_all(wish: SourceWish, config: Any, place: RetrievalPlace) -> ChosenSource:
+    """As choose_source, in the process that opens the source at `place`. With several processes, all call it.
+
+    Raises:
+        InputError: see choose_source.
+    """
+    found = place.locate(lambda: dataclasses.asdict(choose_source(wish, config)))
+    return ChosenSource(**{**found, "location": SourceLocation(**found["location"])})
 
 
 def _named(name: str, index_path: str | None, config: Any) -> ChosenSource:

@@ -113,7 +113,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
         timeout: seconds that a message may take.
 
     Raises:
-        InputError: the first process's address cannot be used.
+        InputError: the first process's address cannot be used; from within the with-block, what the system refuses.
         LostError: from within the with-block, for an error in a message, which names the missing process.
     """
     where = place()
@@ -142,6 +142,11 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
         group.explain(error)
     except InputError as error:
         refused = error
+    except OSError as error:
+        sentence = refused_by_system(error)
+        if sentence is None:
+            raise
+        refused = InputError(sentence)
     finally:
         group.close()
     dist.destroy_process_group()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from ragstone.errors import InputError, LostError, refused_by_system
+from ragstone.errors import InputError, LostError
 from ragstone.interrupt import stop_like_interrupt
 
 S = TypeVar("S")
@@ -75,19 +75,9 @@ def _work(work: Callable[[S], R], settings: S) -> R | None:
     """What a started process does. What goes wrong is written down for the one that started it."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    @record
-    def recorded(settings: S) -> R:
-        try:
-            return work(settings)
-        except OSError as error:
-            sentence = refused_by_system(error)
-            if sentence is None:
-                raise
-            raise InputError(sentence) from error
-
     try:
         with stop_like_interrupt():
-            return recorded(settings)
+            return record(work)(settings)
     except (InputError, LostError):
         sys.exit(1)
     except KeyboardInterrupt:

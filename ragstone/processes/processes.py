@@ -28,7 +28,7 @@ class Processes(Protocol):
         """Let the first process alone do `action`; its result to all.
 
         Raises:
-            InputError: on every process, if `action` raised it on the first.
+            InputError: on every process, if `action` raised it on the first, or the system refused it a file.
         """
 
 

@@ -69,10 +69,10 @@ def _contact(settings: RetrievalSettings, stack: ExitStack) -> Contact:
     cluster = stack.enter_context(RayCluster(settings.ray_address))
     wanted = settings.workers * settings.parts
     if settings.device == "cuda" and wanted > cluster.gpus:
-        workers = "retrieval worker takes one" if wanted == 1 else f"{wanted} retrieval workers take as many"
+        workers = "the retrieval worker takes a GPU" if wanted == 1 else f"{wanted} retrieval workers take a GPU each"
         raise InputError(
-            f"--index_device cuda: {workers}, and the Ray cluster at {cluster.address} has {cluster.gpus} GPUs; leave "
-            "it out, or give fewer workers."
+            f"--index_device cuda: {workers}, and the Ray cluster at {cluster.address} has {cluster.gpus}; leave it "
+            "out, or let hosts with GPUs join the cluster."
         )
     return cluster.contact
 

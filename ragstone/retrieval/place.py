@@ -38,8 +38,10 @@ class RetrievalPlace(Protocol):
             InputError: no knowledge source.
         """
 
-    def look(self, find: Callable[[], T]) -> T:
-        """What `find` finds, which JSON can hold, where the source is looked for. With several processes, all call it.
+    def locate(self, find: Callable[[], T]) -> T:
+        """Let `find` say where a source is, in a way that JSON can hold; it is asked in the process that opens it.
+
+        With several processes, all call it.
 
         Raises:
             InputError: raised by `find`.
@@ -73,8 +75,8 @@ class InEveryProcess:
         """See RetrievalPlace.indexes."""
         return find_indexes(Path(location.passages_path))
 
-    def look(self, find: Callable[[], T]) -> T:
-        """See RetrievalPlace.look."""
+    def locate(self, find: Callable[[], T]) -> T:
+        """See RetrievalPlace.locate."""
         return find()
 
     def for_words(self) -> InEveryProcess:
@@ -106,10 +108,10 @@ class InFirstProcess:
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes. The first process looks; the others may have no source."""
         here = InEveryProcess(self.device)
-        return Indexes(**self.look(lambda: dataclasses.asdict(here.indexes(location))))
+        return Indexes(**self.locate(lambda: dataclasses.asdict(here.indexes(location))))
 
-    def look(self, find: Callable[[], T]) -> T:
-        """See RetrievalPlace.look: a named source may be on the first process's host alone."""
+    def locate(self, find: Callable[[], T]) -> T:
+        """See RetrievalPlace.locate: the source may be on the first process's host alone."""
         return cast(T, self.processes.on_first(find))
 
     def for_words(self) -> InEveryProcess:

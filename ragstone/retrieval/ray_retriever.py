@@ -64,9 +64,7 @@ class InRayWorkers:
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
         crews = [self._crew(run, part) for part in range(self.parts)]
-        # All open it now, so that a host without it is told before anything is trained.
-        (info, *_), *_ = self.processes.on_first(lambda: [crew.call_each("info") for crew in crews])
-        info = SourceInfo(**info)
+        info = SourceInfo(**self.processes.on_first(lambda: _opened(crews)))
         here = ray.get_runtime_context().get_node_id()
         near = any(here in crew.call_each("host") for crew in crews)
         return info, RayRetriever(crews, info, held, mapped_store(info) if near else None)
@@ -75,9 +73,8 @@ class InRayWorkers:
         """See RetrievalPlace.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
         return Indexes(vectors=True, words=True)
 
-    def look(self, find: Callable[[], T]) -> T:
-        """See RetrievalPlace.look: what has a name is looked for by the first process, and opened at the same place on
-        the workers' hosts."""
+    def locate(self, find: Callable[[], T]) -> T:
+        """See RetrievalPlace.locate: by the first process, for the workers' hosts too."""
         return cast(T, self.processes.on_first(find))
 
     def for_words(self) -> InEveryProcess:
@@ -133,11 +130,27 @@ class InRayWorkers:
         return f"{run}-part{part}-board" if self._needs_board else None
 
 
+def _opened(crews: Sequence[Crew]) -> dict[str, Any]:
+    """Let every worker open its source, before anything is trained: the fields of its SourceInfo.
+
+    Raises:
+        InputError: one cannot, or has another source than the others.
+    """
+    first, *others = (info for crew in crews for info in crew.call_each("info"))
+    for other in others:
+        if any(other[name] != first[name] for name in ("version", "passages", "dimension")):
+            raise InputError(
+                f"The knowledge source {first['folder']} is not the same for all retrieval workers (one has "
+                f"{first['passages']} passages, another {other['passages']}); let all hosts have the same version."
+            )
+    return first
+
+
 def mapped_store(info: SourceInfo) -> RowStore | None:
     """The passages of the source that `info` describes; None where this process cannot map the very same."""
     try:
         source = KnowledgeSource(Path(info.passages_path), None if info.index_path is None else Path(info.index_path))
-    except InputError:
+    except (InputError, OSError):
         return None
     return source.store if source.store.maps_vectors and source.fingerprint() == info.fingerprint else None
 

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, refused_by_system
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
@@ -48,12 +48,7 @@ class RetrievalWorker:
         Raises:
             InputError: it cannot be opened, or this host has no memory for a part that cannot be mapped.
         """
-        try:
-            return dataclasses.asdict(self._retriever().source.info())
-        except InputError as error:
-            if self.host() == self._home:
-                raise
-            raise InputError(f"On {socket.gethostname()}, where a retrieval worker runs: {error}") from error
+        return dataclasses.asdict(self._retriever().source.info())
 
     def retrieve(self, version: str | None, vectors: FloatArray, n_docs: int) -> Message:
         """See Retriever.retrieve; the answer as a message. For `version`, as for the next, see `_retriever`."""
@@ -91,9 +86,16 @@ class RetrievalWorker:
 
         Raises:
             InputError: it cannot be opened, or is not of `version`: a worker that was replaced finds what stands in the
-                source's place by then.
+                source's place by then. Names the host, where it is not the first process's.
         """
-        retriever = self._open()
+        try:
+            retriever = self._open()
+        except (InputError, OSError) as error:
+            sentence = refused_by_system(error) if isinstance(error, OSError) else str(error)
+            if sentence is None:
+                raise
+            where = "" if self.host() == self._home else f"On {socket.gethostname()}, where a retrieval worker runs: "
+            raise InputError(where + sentence) from error
         if version not in (None, retriever.source.version):
             raise InputError(
                 f"{retriever.source.folder} was updated since this run began, and a retrieval worker that had to be "

@@ -14,22 +14,52 @@ from ragstone.training.resume import examples_fingerprint
 from ragstone.types import Example
 
 
-def refuse_unlike_ranks(
-    flags: Mapping[str, Any], examples: Mapping[Split, Sequence[Example]], processes: Processes
-) -> None:
-    """Refuse a run whose processes were given different things. Called by all.
-
-    Args:
-        flags: what must be alike, by flag.
-        examples: of each split that the run reads.
-        processes: all.
+def refuse_unlike_flags(flags: Mapping[str, Any], processes: Processes) -> None:
+    """Refuse a run whose processes were given different `flags`. Called by all, before anything that depends on them.
 
     Raises:
         InputError: names a rank and all in which it differs from the first.
     """
-    mine = {f"--{name}": value for name, value in flags.items()}
-    mine |= {f"the examples of {split}": examples_fingerprint(found) for split, found in examples.items()}
-    first, *others = processes.gather(mine)
+    _refuse_unlike({f"--{name}": value for name, value in flags.items()}, processes)
+
+
+def refuse_unlike_examples(examples: Mapping[Split, Sequence[Example]], processes: Processes) -> None:
+    """Refuse a run whose processes have read different `examples` of a split. Called by all.
+
+    Raises:
+        InputError: names a rank and the splits.
+    """
+    if processes.place.size > 1:
+        mine = {f"the examples of {split}": examples_fingerprint(found) for split, found in examples.items()}
+        _refuse_unlike(mine, processes)
+
+
+def refuse_unseen_folder(folder: Path, processes: Processes) -> None:
+    """Refuse an output folder, there for the first process, that is not one and the same for all. Called by all.
+
+    What the first process writes there, the others read.
+
+    Raises:
+        InputError: names a rank that does not see what the first process has just written.
+    """
+    if processes.place.size == 1:
+        return
+    mark = folder / processes.share(f".seen-by-all-{uuid.uuid4().hex[:12]}")
+    try:
+        processes.on_first(mark.touch)
+        unseen = [rank for rank, sees in enumerate(processes.gather(_is_there(mark))) if not sees]
+    finally:
+        if processes.place.is_first and folder.is_dir():
+            mark.unlink(missing_ok=True)
+    if unseen:
+        raise InputError(
+            f"--output_dir {folder}, where the first process writes, is not there for rank {unseen[0]}, or is another "
+            "folder; give one on storage that all hosts share."
+        )
+
+
+def _refuse_unlike(mine: Mapping[str, Any], processes: Processes) -> None:
+    first, *others = processes.gather(dict(mine))
     for rank, other in enumerate(others, 1):
         different = [
             f"{name} ({other.get(name)} there, {value} for rank 0)" if name.startswith("--") else name
@@ -43,23 +73,9 @@ def refuse_unlike_ranks(
             )
 
 
-def refuse_unseen_folder(folder: Path, processes: Processes) -> None:
-    """Refuse an output folder, which the first process has, that is not the same one for all. Called by all.
-
-    What the first process writes there, the others read.
-
-    Raises:
-        InputError: names a rank that does not see what the first process has just written.
-    """
-    mark = folder / processes.share(f".seen-by-all-{uuid.uuid4().hex[:12]}")
-    processes.on_first(mark.touch)
+def _is_there(path: Path) -> bool:
     try:
-        unseen = [rank for rank, sees in enumerate(processes.gather(mark.is_file())) if not sees]
-    finally:
-        if processes.place.is_first:
-            mark.unlink(missing_ok=True)
-    if unseen:
-        raise InputError(
-            f"--output_dir {folder}, where the first process writes, is not there for rank {unseen[0]}, or is another "
-            "folder; give one on storage that all hosts share."
-        )
+        return path.is_file()
+    except OSError:
+        # Not allowed to look, or a mount that has gone.
+        return False

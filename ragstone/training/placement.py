@@ -90,18 +90,23 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
     config = read_config(Path(wishes.model))
     # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
     retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
-    index, use, held, on_gpu = None, wishes.use, 0, 0
+    sizes, use = _IndexSizes(), wishes.use
     if retrieval is not None:
         passages, index_path = _source(wishes, config)
-        index = index_path.stat().st_size if index_path is not None and index_path.is_file() else None
         method = _method(wishes, config, passages)
         _check_retrieval(retrieval, method)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
         # Who searches by words alone does not ask the question encoder.
         use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
-        held = _held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1)
-        on_gpu = _vectors_on_gpu(passages, retrieval)
-    lines.append(f"memory     {_memory(wishes, use, here, gpus, processes, index, held, on_gpu)}")
+        # Who searches by words too opens the source in each process: without GPUs of their own, all on the first one.
+        copies_on_gpu = (1 if gpus else here) if method.by_words else int(place.is_first)
+        sizes = _IndexSizes(
+            file=index_path.stat().st_size if index_path is not None and index_path.is_file() else None,
+            held=_held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1),
+            on_gpu=_vectors_on_gpu(passages, retrieval) * copies_on_gpu,
+        )
+    gpu = place.local_rank if gpus else None
+    lines.append(f"memory     {_memory(wishes, use, here, processes, sizes, gpu)}")
     warning = None if gpus else _slow_arithmetic(wishes.precision)
     return Placement(processes, place.size == 1 and here > 1, lines, warning)
 
@@ -219,20 +224,28 @@ def _retrieval(retrieval: RetrievalSettings, method: Method, processes: int) -> 
     return f"in the process itself; index {where}"
 
 
-def _memory(
-    wishes: Wishes, use: WeightUse, here: int, gpus: int, processes: int, index: int | None, held: int, on_gpu: int
-) -> str:
+@dataclass(frozen=True)
+class _IndexSizes:
+    """Bytes that the index takes."""
+
+    file: int | None = None
+    """Of its file, if that is on this host."""
+    held: int = 0
+    """Of vectors that are read into memory."""
+    on_gpu: int = 0
+    """Of vectors that are put on the GPU of this process."""
+
+
+def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _IndexSizes, gpu: int | None) -> str:
     """What a process takes, and the index beside it.
 
     Args:
         wishes: what is asked for.
         use: what is done with the weights.
         here: processes on this host.
-        gpus: that they use.
         processes: all of them.
-        index: bytes of its file; None where it is not here.
-        held: bytes of vectors that are read into memory.
-        on_gpu: bytes of vectors that the first process holds on its GPU.
+        index: what it takes.
+        gpu: number of this process's; None for the CPU.
     """
     needed = footprint(Path(wishes.model), use, processes)
     parts, left = [], memory().available
@@ -245,8 +258,8 @@ def _memory(
         # Weights that nobody changes may stay where their file is mapped, which all processes share.
         copies = here if use.trains or use.quantization else 1
         total, free, what = needed * copies, left, "memory"
-        if gpus:
-            total, free, what = needed, torch.cuda.mem_get_info()[0], "memory on the GPU"
+        if gpu is not None:
+            total, free, what = needed, torch.cuda.mem_get_info(gpu)[0], "memory on the GPU"
         if total > free:
             doing = "Training" if use.trains else "Answering with"
             adapters = "" if use.lora or not use.trains or wishes.retrieval is None else "adapters (--lora_r), "
@@ -254,27 +267,27 @@ def _memory(
                 f"{doing} {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
                 f"fewer processes, {adapters}a smaller model or a larger machine."
             )
-        left -= 0 if gpus else total
-    if on_gpu:
-        beside = needed if gpus and needed is not None else 0
-        free = torch.cuda.mem_get_info()[0]
-        if on_gpu + beside > free:
+        left -= total if gpu is None else 0
+    if index.on_gpu:
+        beside = 0 if gpu is None else needed or 0
+        free, _ = torch.cuda.mem_get_info(gpu or 0)
+        if index.on_gpu + beside > free:
             others = f" beside the model's {_size(beside)}" if beside else ""
             raise InputError(
-                f"--index_device cuda: the vectors take {_size(on_gpu)}{others}, and the GPU has {_size(free)} free; "
-                "leave it out, or divide them among Ray workers with --index_shards."
+                f"--index_device cuda: the vectors take {_size(index.on_gpu)}{others}, and the GPU has {_size(free)} "
+                "free; leave it out, or divide them among Ray workers with --index_shards."
             )
-        parts.append(f"vectors {_size(on_gpu)} on the GPU")
-    if index is not None:
-        parts.append(f"index {_size(index)}")
-    if held:
-        parts.append(f"vectors {_size(held)} in memory")
+        parts.append(f"vectors {_size(index.on_gpu)} on the GPU")
+    if index.file is not None:
+        parts.append(f"index {_size(index.file)}")
+    if index.held:
+        parts.append(f"vectors {_size(index.held)} in memory")
         # Workers of a cluster that is there already may be on other hosts, and look for themselves.
-        if held > left and wishes.retrieval is not None and wishes.retrieval.on_this_host:
+        if index.held > left and wishes.retrieval is not None and wishes.retrieval.on_this_host:
             source = wishes.passages_path or "the source"
             raise InputError(
-                f"The vectors of {source} cannot be mapped: exact search holds {_size(held)} of them in memory, and "
-                f"{_size(max(0, left))} are free beside the model; {REMEDY}."
+                f"The vectors of {source} cannot be mapped: exact search holds {_size(index.held)} of them in memory, "
+                f"and {_size(max(0, left))} are free beside the model; {REMEDY}."
             )
     return "; ".join(parts)
 
@@ -287,8 +300,7 @@ def _held_vectors(passages: Path | None, index: Path | None, retrieval: Retrieva
 
 
 def _vectors_on_gpu(passages: Path | None, retrieval: RetrievalSettings) -> int:
-    """Bytes of the vectors that the first process puts on its GPU, if the source is on this host; workers are asked
-    by Ray, each to have a GPU of its own."""
+    """Bytes of the vectors that a process puts on its GPU, if the source is on this host; 0 where Ray workers do."""
     if retrieval.device != "cuda" or retrieval.backend == "ray" or passages is None or not passages.is_dir():
         return 0
     store = open_store(passages_folder(passages))

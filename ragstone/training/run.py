@@ -28,7 +28,7 @@ from ragstone.processes.group import joined
 from ragstone.processes.processes import Processes
 from ragstone.progress import silence
 from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
-from ragstone.training.agreement import refuse_unlike_ranks, refuse_unseen_folder
+from ragstone.training.agreement import refuse_unlike_examples, refuse_unlike_flags, refuse_unseen_folder
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
 from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, training_device
 from ragstone.training.loop import LoopSettings, Trainer
@@ -143,12 +143,11 @@ class _Team:
 def _together(plan: RunPlan) -> Iterator[_Team]:
     """The processes of the run. All but the first keep silent."""
     device = training_device(plan.gpus, place().local_rank)
-    with (
-        joined(device, plan.timeout) as processes,
-        nullcontext() if processes.place.is_first else silence(),
-        connected(plan.retrieval, processes),
-    ):
-        yield _Team(processes, device)
+    with joined(device, plan.timeout) as processes, nullcontext() if processes.place.is_first else silence():
+        # What they do together from here on depends on the flags.
+        refuse_unlike_flags({**plan.shared, "gpus": device.type}, processes)
+        with connected(plan.retrieval, processes):
+            yield _Team(processes, device)
 
 
 def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
@@ -157,7 +156,7 @@ def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
     if plan.predicts:
         splits.append("test")
     examples = {split: read_examples(plan.data_dir, split, plan.limits.get(split, -1)) for split in splits}
-    refuse_unlike_ranks(plan.shared, examples, team.processes)
+    refuse_unlike_examples(examples, team.processes)
     trackers = ["tensorboard", *(["wandb"] if plan.wandb else [])] if plan.trains else []
     result = Finetuned(plan.folder)
     with (
@@ -275,7 +274,8 @@ def _from_checkpoint(request: ModelRequest, checkpoint: Path) -> ModelRequest:
 @contextmanager
 def _nothing_without_checkpoint(plan: RunPlan, processes: Processes) -> Iterator[None]:
     """Empty the folder of a new run that stops before its first checkpoint, so that it can be started again."""
-    was_there = plan.folder.is_dir()
+    # A look of the others, before the first makes it, would stay in the memory of a network's file system.
+    was_there = processes.place.is_first and plan.folder.is_dir()
     try:
         yield
     except BaseException:

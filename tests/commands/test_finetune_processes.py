@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,11 @@ from torch.distributed import TCPStore
 
 from ragstone.__main__ import main
 from ragstone.commands.finetune import FinetuneSettings
+from ragstone.commands.finetune_plan import run_plan
+from ragstone.errors import InputError
+from ragstone.processes.launch import launch
 from ragstone.settings import parse_settings
+from ragstone.training.run import run
 from tests.commands.conftest import refused
 
 PAGE = Path(__file__).parents[2] / "docs" / "many-gpus-many-machines.md"
@@ -107,11 +112,13 @@ def assert_the_same_run(folder: Path, other: Path) -> None:
 def test_two_processes_make_the_run_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
 ) -> None:
-    """The last batch of an epoch has two questions for one process and one for the other; nor do the validated divide.
+    """The last batch of an epoch has two questions for one process and one for the other; nor do the validated divide,
+    of which each process has several batches, one filled up.
 
     One of two Ray workers is killed meanwhile.
     """
-    flags = {**base, **TWO, "train_batch_size": 3, "output_dir": tmp_path / "run", "distributed_retriever": retriever}
+    flags = {**base, **TWO, "train_batch_size": 3, "eval_batch_size": 1}
+    flags |= {"output_dir": tmp_path / "run", "distributed_retriever": retriever}
     if retriever == "pytorch":
         assert main(words(flags)) == 0
     else:
@@ -121,6 +128,7 @@ def test_two_processes_make_the_run_of_one(
             assert main(words(flags)) == 0
             assert killed_after.result() < 10
     assert len(metrics(alone)["val"]) == 10
+    assert metrics(alone)["val"][-1]["val_avg_em"] > 0
     assert list(step_losses(alone)) == list(range(1, 51))
     assert_the_same_run(tmp_path / "run", alone)
     out, err = capfd.readouterr()
@@ -294,6 +302,35 @@ def test_what_is_refused(
         assert message in capfd.readouterr().err.splitlines()[-1]
     else:
         assert message in refused(capfd, wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def begin_unlike(task: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """What each process does: the second one has other flags."""
+    flags, others = task
+    mine = flags if os.environ["RANK"] == "0" else flags | others
+    run(run_plan(parse_settings(FinetuneSettings, words(mine)[1:], "ragstone", "")))
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"learning_rate": 0.1, "distributed_retriever": "ray"}, "--distributed_retriever .ray there, pytorch for"),
+        ({"n_train": 8}, "--n_train"),
+        ({"data_dir": "another"}, "the examples of test"),
+    ],
+)
+def test_processes_that_were_started_differently(
+    tmp_path: Path, base: dict[str, Any], pairs_folder: Path, others: dict[str, Any], named: str
+) -> None:
+    """As on several hosts; before anything that they do together depends on it."""
+    flags = {**base, "output_dir": tmp_path / "run"}
+    if "data_dir" in others:
+        others = {"data_dir": shutil.copytree(pairs_folder, tmp_path / "data")}
+        lines = (tmp_path / "data" / "test.target").read_text(encoding="utf-8").splitlines()
+        (tmp_path / "data" / "test.target").write_text("\n".join(lines[::-1]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=f"^Rank 1 was started differently from rank 0: .*{named}"):
+        launch(begin_unlike, (flags, others), 2)
     assert not (tmp_path / "run").exists()
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 
 from ragstone.errors import InputError
 from ragstone.index.exact import exact_search
 from ragstone.index.searcher import best_of
 from ragstone.knowledge.source import KnowledgeSource
+from ragstone.memory import Memory
+from ragstone.retrieval import part
 from ragstone.retrieval.part import exact_part
 from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_unmapped_source
 
@@ -25,7 +25,7 @@ def unmapped_source(tmp_path: Path) -> KnowledgeSource:
 
 
 def set_memory(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total, available=free))
+    monkeypatch.setattr(part, "memory", lambda: Memory(total, free))
 
 
 def test_parts_in_memory_that_just_fit(unmapped_source: KnowledgeSource, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from ragstone.errors import InputError, LostError
+from ragstone.index.searcher import best_of
+from ragstone.index.vector_index import build_index
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.processes.processes import OneProcess
@@ -185,6 +187,26 @@ def test_a_divided_source_gives_what_the_undivided_one_gives(
     retriever.close()
 
 
+def test_scores_of_the_parts_are_those_of_the_flat_index(
+    cluster: RayCluster, large_source: Path, alone: LocalRetriever, tmp_path: Path
+) -> None:
+    """To the last bit. A divided source is searched exactly whatever its index is, as build-knowledge's own HNSW."""
+    asked = queries(16)
+    store, index = alone.source.store, tmp_path / "hnsw.faiss"
+    build_index(store.vector_chunks, len(store), DIMENSION, "HNSW8,Flat", index)
+    expected = alone.searcher.search(asked, 7)
+    for location in (SourceLocation(str(large_source)), SourceLocation(str(large_source), str(index))):
+        _, retriever = InRayWorkers(OneProcess(), parts=3, timeout=TIMEOUT).open(location)
+        assert isinstance(retriever, RayRetriever)
+        found = best_of([crew.call("search", None, asked, 7) for crew in retriever._crews], 7)
+        np.testing.assert_array_equal(found[1], expected[1])
+        if location.index_path is None:
+            np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+        assert_equal(retriever.retrieve(asked, 7), alone.retrieve(asked, 7))
+        retriever.close()
+
+
 def test_parts_with_several_workers_each_and_more_passages_than_there_are(
     cluster: RayCluster, source_folder: Path
 ) -> None:
@@ -205,7 +227,7 @@ def test_parts_with_several_workers_each_and_more_passages_than_there_are(
 def test_each_worker_has_the_index_in_its_memory_map(pair: RayRetriever, large_source: Path) -> None:
     source = KnowledgeSource(large_source)
     for _ in range(2):
-        pair.retrieve(queries(1), 1)  # They take turns, and open it when they are asked first.
+        pair.retrieve(queries(1), 1)  # They take turns, and one that was replaced opens it when it is asked.
     for worker in range(2):
         maps = Path(f"/proc/{process_of(pair, worker)}/maps").read_text(encoding="utf-8")
         assert str(source.index_path) in maps
@@ -315,7 +337,7 @@ def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path)
 def test_gpus_that_the_cluster_does_not_have_are_not_waited_for(cluster: RayCluster) -> None:
     wanted = cluster.gpus + 1
     settings = RetrievalSettings("ray", cluster.address, workers=wanted, device="cuda")
-    message = rf"^--index_device cuda: .* has {cluster.gpus} GPUs; leave it out, or give"
+    message = rf"^--index_device cuda: .* a GPU.*, and the Ray cluster at {cluster.address} has {cluster.gpus}; leave"
     with pytest.raises(InputError, match=message), connected(settings, OneProcess()):
         pass
 

@@ -12,7 +12,7 @@ from ragstone.errors import InputError
 from ragstone.processes.group import joined
 from ragstone.processes.launch import launch
 from ragstone.processes.processes import OneProcess, Processes
-from ragstone.training.agreement import refuse_unlike_ranks, refuse_unseen_folder
+from ragstone.training.agreement import refuse_unlike_examples, refuse_unlike_flags, refuse_unseen_folder
 from ragstone.types import Example
 
 ALIKE = {"learning_rate": 0.1, "seed": 42}
@@ -28,9 +28,10 @@ def compare(folder: Path) -> list[str | None]:
         mine = folder / ("second" if other else "first")
         mine.mkdir()
         return [
-            said(lambda: refuse_unlike_ranks(ALIKE, DATA, processes), processes),
-            said(lambda: refuse_unlike_ranks(flags, DATA, processes), processes),
-            said(lambda: refuse_unlike_ranks(ALIKE, fewer, processes), processes),
+            said(lambda: refuse_unlike_flags(ALIKE, processes), processes),
+            said(lambda: refuse_unlike_examples(DATA, processes), processes),
+            said(lambda: refuse_unlike_flags(flags, processes), processes),
+            said(lambda: refuse_unlike_examples(fewer, processes), processes),
             said(lambda: refuse_unseen_folder(folder, processes), processes),
             said(lambda: refuse_unseen_folder(mine, processes), processes),
             said(lambda: refuse_unseen_folder(folder / "none", processes), processes),
@@ -49,8 +50,8 @@ def said(check: Callable[[], None], processes: Processes) -> str | None:
 
 
 def test_what_is_not_alike_is_refused_by_all(tmp_path: Path) -> None:
-    alike, flags, data, shared, apart, none = launch(compare, tmp_path, 2)
-    assert alike is None
+    alike, alike_data, flags, data, shared, apart, none = launch(compare, tmp_path, 2)
+    assert (alike, alike_data) == (None, None)
     assert flags == (
         "Rank 1 was started differently from rank 0: --learning_rate (0.2 there, 0.1 for rank 0), --seed (1 there, 42 "
         "for rank 0); start all processes with the same flags and the same data."
@@ -64,6 +65,7 @@ def test_what_is_not_alike_is_refused_by_all(tmp_path: Path) -> None:
 
 
 def test_a_process_alone_agrees_with_itself(tmp_path: Path) -> None:
-    refuse_unlike_ranks(ALIKE, DATA, OneProcess())
+    refuse_unlike_flags(ALIKE, OneProcess())
+    refuse_unlike_examples(DATA, OneProcess())
     refuse_unseen_folder(tmp_path, OneProcess())
     assert not list(tmp_path.iterdir())

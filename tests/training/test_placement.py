@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from ragstone.errors import InputError
+from ragstone.memory import Memory
 from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
+from ragstone.training import placement
 from ragstone.training.footprint import WeightUse, footprint
 from ragstone.training.placement import Wishes, plan_placement
 from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_published, write_unmapped_source
@@ -141,7 +141,7 @@ def test_what_is_not_held_is_not_asked_for(
         file.truncate(40 * 10**9)
     free = 10**10 * bytes_a_weight
     for there in (free, free - 1):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda there=there: SimpleNamespace(total=2**60, available=there))
+        monkeypatch.setattr(placement, "memory", lambda there=there: Memory(total=2**60, available=there))
         if there == free:
             assert "activations besides" in plan(wishes, model=str(tmp_path), use=use).lines[-1]
         else:
@@ -157,9 +157,9 @@ def test_vectors_that_cannot_be_mapped_must_fit_for_exact_search(
     held = 2 * 4 * UNMAPPED_ROWS * UNMAPPED_DIMENSION
     wanted = {"model": "someone/model", "passages_path": source}
     here, elsewhere = (RetrievalSettings("ray", address, workers=2, parts=3) for address in ("local", "10.0.0.1:6379"))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**60, available=held))
+    monkeypatch.setattr(placement, "memory", lambda: Memory(total=2**60, available=held))
     assert plan(wishes, **wanted, retrieval=here).lines[-1].endswith(f"vectors {held / 2**20:.1f} MiB in memory")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**60, available=held - 1))
+    monkeypatch.setattr(placement, "memory", lambda: Memory(total=2**60, available=held - 1))
     with pytest.raises(InputError, match=f"^The vectors of {source} cannot be mapped: .* are free beside the model"):
         plan(wishes, **wanted, retrieval=here)
     for retrieval in (elsewhere, RetrievalSettings("ray", "local", workers=2)):
@@ -201,9 +201,39 @@ def test_a_gpu_must_hold_the_vectors_beside_the_model(
     cuda = {**wishes, "retrieval": RetrievalSettings(device="cuda"), "use": WeightUse(trains=True)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for more, free in (({"gpus": 0}, vectors), ({"gpus": 1}, vectors + weights)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
+    for more, free, beside in (
+        ({"gpus": 0}, vectors, ""),
+        ({"gpus": 1}, vectors + weights, r" beside the model's \d.* MiB"),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
         assert "MiB on the GPU" in plan(cuda, **more).lines[2]
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free - 1, free))
-        with pytest.raises(InputError, match=r"^--index_device cuda: the vectors take 0\.0 MiB.*, and the GPU has"):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free - 1, free))
+        with pytest.raises(InputError, match=rf"^--index_device cuda: the vectors take 0\.0 MiB{beside}, and the GPU"):
             plan(cuda, **more)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "where", "line", "starts"),
+    [
+        (None, Place(), "processes  1, on the GPU", False),
+        (4, Place(), "processes  4, each on a GPU; gradients by NCCL", True),
+        (None, Place(6, 8, 2, 4), "processes  8, 4 of them on this host, each on a GPU; gradients by NCCL", False),
+        (0, Place(6, 8, 2, 4), "processes  8, 4 of them on this host, each on the CPU; gradients by gloo", False),
+    ],
+)
+def test_a_process_for_each_gpu(
+    wishes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gpus: int | None, where: Place, line: str, starts: bool
+) -> None:
+    """This machine is made to say that it has four."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: asked.append(gpu) or (2**40, 2**40))
+    planned = plan(wishes, where, gpus=gpus)
+    assert (planned.lines[0], planned.starts) == (line, starts)
+    assert asked == ([] if gpus == 0 else [where.local_rank])
+    for more, message in (
+        ({"gpus": 5}, "--gpus 5: this machine has 4 GPUs that torch can use"),
+        ({"gpus": None, "num_processes": 2}, "--num_processes 2 is for CPUs; give --gpus 0 with it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plan(wishes, **more)
