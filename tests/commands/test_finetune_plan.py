@@ -41,9 +41,9 @@ ELSEWHERE = {"num_workers", "distributed_port", "fast_dev_run"}
 
 
 def what_runs(words: list[str]) -> tuple[Any, Any]:
-    """What is done with these flags, without the record that is kept of them."""
+    """What is done with these flags, without the records that are kept and compared of them."""
     settings = parse_settings(FinetuneSettings, [*REQUIRED, *words], "finetune", "")
-    return dataclasses.replace(run_plan(settings), record={}, fixed={}), run_wishes(settings)
+    return dataclasses.replace(run_plan(settings), record={}, fixed={}, shared={}), run_wishes(settings)
 
 
 def a_change(flag: Flag) -> list[str]:

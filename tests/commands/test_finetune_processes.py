@@ -316,7 +316,6 @@ def begin_unlike(task: tuple[dict[str, Any], dict[str, Any]]) -> None:
     ("others", "named"),
     [
         ({"learning_rate": 0.1, "distributed_retriever": "ray"}, "--distributed_retriever .ray there, pytorch for"),
-        ({"n_train": 8}, "--n_train"),
         ({"data_dir": "another"}, "the examples of test"),
     ],
 )
