@@ -272,7 +272,7 @@ def show_ray(hosts: tuple[Host, Host], expected: dict[int, float]) -> None:
     show_losses("the run with Ray workers", whole, expected)
 
     print("\n== The same, with the link cut after the first checkpoint")
-    lose_the_link(hosts[1], start, output, RAY_TIMEOUT, [Ending("2 retrieval workers do not answer", 3)])
+    lose_the_link(hosts[1], start, output, RAY_TIMEOUT, [Ending("of 2 does not answer any more", 3)])
     show_losses("the resumed run", output, expected)
 
 

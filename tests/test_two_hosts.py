@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -77,7 +78,8 @@ def test_they_come_to_the_same_losses_and_survive_a_cut_link(leaves_nothing: Non
     told = [line.split("ragstone finetune: ")[1] for line in lines if " s after the cut: ragstone" in line]
     assert told[0].startswith("Rank 0 waited in vain (time-out 15 s): rank 1 is gone or stopped;")
     assert told[1].startswith("Rank 1 waited in vain (time-out 15 s): rank 0's host 10.77.0.1:29500 cannot be reached;")
-    assert told[2].startswith("The 2 retrieval workers do not answer any more (time-out 30 s):")
+    # Either may be the one on the second host.
+    assert re.match(r"Retrieval worker [12] of 2 does not answer any more \(time-out 30 s\):", told[2])
     assert len(told) == 3
     assert "host 1 runs ray::RetrievalWorker" in lines
     assert "host 2 runs ray::RetrievalWorker" in lines

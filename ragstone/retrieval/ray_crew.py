@@ -99,7 +99,9 @@ class Crew:
             try:
                 answer = ray.get(call.answer, timeout=max(0.1, call.began + self._timeout - time.monotonic()))
             except GetTimeoutError as error:
-                raise self._lost("none answered within it") from error
+                count = len(self._workers)
+                worker = "The retrieval worker" if count == 1 else f"Retrieval worker {call.worker + 1} of {count}"
+                raise self._lost(f"{worker} does", "it is stopped, or its host cannot be reached") from error
             except RayTaskError as error:
                 self._release(call)
                 if isinstance(error.cause, InputError):
@@ -116,7 +118,9 @@ class Crew:
         """Send it to the least busy of `workers`, those left out that are gone."""
         usable = [number for number in workers if number not in self._gone]
         if not usable:
-            raise self._lost(next(iter(self._gone.values())))
+            count = len(self._workers)
+            workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+            raise self._lost(workers, next(iter(self._gone.values())))
         call.worker = self._take(usable)
         call.answer = getattr(self._workers[call.worker], call.method).remote(*call.arguments)
 
@@ -129,7 +133,7 @@ class Crew:
         try:
             return int(ray.get(self._shared_board.take.remote(usable), timeout=self._timeout))
         except (GetTimeoutError, RayActorError) as error:
-            raise self._lost("the board that divides the work among them is gone") from error
+            raise self._lost("The board that divides the work among retrieval workers does", "it is gone") from error
 
     def _release(self, call: Call) -> None:
         if self._shared_board is None:
@@ -138,10 +142,8 @@ class Crew:
             # Nobody waits for this, and it is not repeated: a board that was replaced has forgotten the request.
             self._shared_board.release.options(max_task_retries=0).remote(call.worker)
 
-    def _lost(self, reason: str) -> LostError:
-        count = len(self._workers)
-        workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+    def _lost(self, who: str, reason: str) -> LostError:
         return LostError(
-            f"{workers} not answer any more (time-out {self._timeout:g} s): {reason}; see `ray status`, and resume the "
-            "run with --resume."
+            f"{who} not answer any more (time-out {self._timeout:g} s): {reason}; see `ray status`, and resume the run "
+            "with --resume."
         )
