@@ -119,8 +119,8 @@ class Crew:
         usable = [number for number in workers if number not in self._gone]
         if not usable:
             count = len(self._workers)
-            workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
-            raise self._lost(workers, next(iter(self._gone.values())))
+            everybody = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+            raise self._lost(everybody, next(iter(self._gone.values())))
         call.worker = self._take(usable)
         call.answer = getattr(self._workers[call.worker], call.method).remote(*call.arguments)
 
