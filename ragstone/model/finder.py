@@ -16,7 +16,7 @@ from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.bm25 import best_rows
 from ragstone.knowledge.source import KnowledgeSource, SourceInfo
 from ragstone.retrieval.fusion import common_scale, reciprocal_rank_fusion
-from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.local import LocalRetriever, fetch
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.method import FusionName, Method
 from ragstone.retrieval.place import RetrievalPlace
@@ -133,7 +133,7 @@ class HybridFinder:
             chosen, parts = self._choose(asked[row], by_words, *proposed)
             count = min(n_docs, len(chosen))
             ids[row, :count], constants[row, :count] = chosen[:count], parts[:count]
-        found = self._retriever.fetch(ids)
+        found = fetch(ids, self._store)
         products = inner_products(vectors, found.vectors)
         scores = self._weight * products + torch.from_numpy(constants).to(products.device)
         return Found(ids, found.passages, scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ragstone.processes.group import ProcessGroup
-from ragstone.retrieval.local import LocalRetriever
+from ragstone.retrieval.local import LocalRetriever, fetch
 from ragstone.retrieval.message import decode, encode
 from ragstone.types import FloatArray, Retrieved
 
@@ -40,7 +40,7 @@ class GatheredRetriever:
             self._processes.send(encode(rows[:, :n], self._inner.source.store), to=rank)
             for rank, (rows, (_, n)) in enumerate(zip(others, asked[1:], strict=True), 1)
         ]
-        found = self._inner.fetch(own[:, :n_docs])
+        found = fetch(own[:, :n_docs], self._inner.source.store)
         for wait in sent:
             wait()
         return found

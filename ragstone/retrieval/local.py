@@ -19,16 +19,12 @@ class LocalRetriever:
 
     def retrieve(self, vectors: FloatArray, n_docs: int) -> Retrieved:
         """See Retriever.retrieve."""
-        return self.fetch(self.search(vectors, n_docs))
+        return fetch(self.search(vectors, n_docs), self.source.store)
 
     def search(self, vectors: FloatArray, n_docs: int) -> IntArray:
         """The ids [B, N] that `retrieve` finds."""
         _, ids = self.searcher.search(vectors, n_docs)
         return ids
-
-    def fetch(self, ids: IntArray) -> Retrieved:
-        """See `fetch`."""
-        return fetch(ids, self.source.store)
 
     def close(self) -> None:
         """See Retriever.close; a memory map needs no closing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,22 +73,23 @@ class Crew:
 
         Raises:
             InputError: raised by the worker.
-            LostError: all workers are gone for good, or none has answered in time.
+            LostError: all workers are gone for good, or the one that was asked has not answered in time.
         """
         return self.finish(self.start(method, *arguments))
-
-    def call_each(self, method: str) -> list[Any]:
-        """What each worker answers to `method`; see `call`."""
-        calls = [Call(method, (), time.monotonic()) for _ in self._workers]
-        for number, call in enumerate(calls):
-            self._send(call, [number])
-        return [self.finish(call) for call in calls]
 
     def start(self, method: str, *arguments: Any) -> Call:
         """Send a request to the least busy worker."""
         call = Call(method, arguments, time.monotonic())
-        self._send(call, range(len(self._workers)))
+        self._send(call, self._usable())
         return call
+
+    def start_each(self, method: str) -> list[Call]:
+        """Send a request to each worker that is not gone."""
+        calls = []
+        for number in self._usable():
+            calls.append(Call(method, (), time.monotonic()))
+            self._send(calls[-1], [number])
+        return calls
 
     def finish(self, call: Call) -> Any:
         """Wait for the answer to a request; see `call`."""
@@ -109,18 +110,22 @@ class Crew:
                 raise
             except RayActorError as error:
                 self._gone[call.worker] = str(error).strip().splitlines()[0]
-                self._send(call, range(len(self._workers)))
+                self._send(call, self._usable())
             else:
                 self._release(call)
                 return answer
 
-    def _send(self, call: Call, workers: Iterable[int]) -> None:
-        """Send it to the least busy of `workers`, those left out that are gone."""
-        usable = [number for number in workers if number not in self._gone]
+    def _usable(self) -> list[int]:
+        """The workers that are not gone for good, of which there must be one."""
+        usable = [number for number in range(len(self._workers)) if number not in self._gone]
         if not usable:
             count = len(self._workers)
-            everybody = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
-            raise self._lost(everybody, next(iter(self._gone.values())))
+            workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+            raise self._lost(workers, next(iter(self._gone.values())))
+        return usable
+
+    def _send(self, call: Call, usable: list[int]) -> None:
+        """Send it to the least busy of the workers `usable`."""
         call.worker = self._take(usable)
         call.answer = getattr(self._workers[call.worker], call.method).remote(*call.arguments)
 
@@ -147,3 +152,9 @@ class Crew:
             f"{who} not answer any more (time-out {self._timeout:g} s): {reason}; see `ray status`, and resume the run "
             "with --resume."
         )
+
+
+def call_all(crews: Sequence[Crew], method: str) -> list[Any]:
+    """What each worker of each crew answers to `method`, all asked at once; see Crew.call."""
+    calls = [(crew, call) for crew in crews for call in crew.start_each(method)]
+    return [crew.finish(call) for crew, call in calls]

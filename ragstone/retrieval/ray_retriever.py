@@ -25,7 +25,7 @@ from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import decode
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.place import InEveryProcess
-from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew
+from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, call_all
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
@@ -64,9 +64,8 @@ class InRayWorkers:
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
         crews = [self._crew(run, part) for part in range(self.parts)]
-        info = SourceInfo(**self.processes.on_first(lambda: _opened(crews)))
-        here = ray.get_runtime_context().get_node_id()
-        near = any(here in crew.call_each("host") for crew in crews)
+        info = SourceInfo(**self.processes.on_first(lambda: open_everywhere(crews)))
+        near = ray.get_runtime_context().get_node_id() in call_all(crews, "host")
         return info, RayRetriever(crews, info, held, mapped_store(info) if near else None)
 
     def indexes(self, location: SourceLocation) -> Indexes:
@@ -130,19 +129,18 @@ class InRayWorkers:
         return f"{run}-part{part}-board" if self._needs_board else None
 
 
-def _opened(crews: Sequence[Crew]) -> dict[str, Any]:
+def open_everywhere(crews: Sequence[Crew]) -> dict[str, Any]:
     """Let every worker open its source, before anything is trained: the fields of its SourceInfo.
 
     Raises:
         InputError: one cannot, or has another source than the others.
     """
-    first, *others = (info for crew in crews for info in crew.call_each("info"))
-    for other in others:
-        if any(other[name] != first[name] for name in ("version", "passages", "dimension")):
-            raise InputError(
-                f"The knowledge source {first['folder']} is not the same for all retrieval workers (one has "
-                f"{first['passages']} passages, another {other['passages']}); let all hosts have the same version."
-            )
+    first, *others = call_all(crews, "info")
+    if any(other[name] != first[name] for other in others for name in ("version", "passages", "dimension")):
+        raise InputError(
+            f"The knowledge source {first['folder']} is not the same for all retrieval workers; put one version of it "
+            "on all hosts."
+        )
     return first
 
 

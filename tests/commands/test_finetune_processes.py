@@ -312,25 +312,19 @@ def begin_unlike(task: tuple[dict[str, Any], dict[str, Any]]) -> None:
     run(run_plan(parse_settings(FinetuneSettings, words(mine)[1:], "ragstone", "")))
 
 
-@pytest.mark.parametrize(
-    ("others", "named"),
-    [
-        ({"learning_rate": 0.1, "distributed_retriever": "ray"}, "--distributed_retriever .ray there, pytorch for"),
-        ({"data_dir": "another"}, "the examples of test"),
-    ],
-)
-def test_processes_that_were_started_differently(
-    tmp_path: Path, base: dict[str, Any], pairs_folder: Path, others: dict[str, Any], named: str
-) -> None:
+def test_processes_that_were_started_differently(tmp_path: Path, base: dict[str, Any], pairs_folder: Path) -> None:
     """As on several hosts; before anything that they do together depends on it."""
     flags = {**base, "output_dir": tmp_path / "run"}
-    if "data_dir" in others:
-        others = {"data_dir": shutil.copytree(pairs_folder, tmp_path / "data")}
-        lines = (tmp_path / "data" / "test.target").read_text(encoding="utf-8").splitlines()
-        (tmp_path / "data" / "test.target").write_text("\n".join(lines[::-1]) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=f"^Rank 1 was started differently from rank 0: .*{named}"):
-        launch(begin_unlike, (flags, others), 2)
-    assert not (tmp_path / "run").exists()
+    data = Path(shutil.copytree(pairs_folder, tmp_path / "data"))
+    answers = (data / "test.target").read_text(encoding="utf-8").splitlines()
+    (data / "test.target").write_text("\n".join(answers[::-1]) + "\n", encoding="utf-8")
+    for others, named in (
+        ({"learning_rate": 0.1, "distributed_retriever": "ray"}, "--distributed_retriever .ray there, pytorch for"),
+        ({"data_dir": data}, "the examples of test;"),
+    ):
+        with pytest.raises(InputError, match=f"^Rank 1 was started differently from rank 0: .*{named}"):
+            launch(begin_unlike, (flags, others), 2)
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_port_that_is_given_is_the_one_that_is_used(

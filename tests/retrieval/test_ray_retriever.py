@@ -30,7 +30,7 @@ from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import decode
 from ragstone.retrieval.ray_crew import NAMESPACE, Board, Call, Crew
-from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store
+from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
 from tests.retrieval.conftest import DIMENSION, UNMAPPED_DIMENSION, write_unmapped_source
@@ -330,8 +330,33 @@ def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path)
     worker: Any = ray.remote(RetrievalWorker).options(name="away", num_cpus=0, namespace=NAMESPACE)
     held = worker.remote(location, 0, 1, "cpu", 1, "another host")
     with pytest.raises(InputError, match=f"^On {socket.gethostname()}, where a retrieval worker runs: There is no"):
-        Crew(["away"], None, TIMEOUT).call_each("info")
+        Crew(["away"], None, TIMEOUT).call("info")
     ray.kill(held)
+
+
+def test_workers_that_have_different_sources(cluster: RayCluster, large_source: Path, source_folder: Path) -> None:
+    """As where a host has another version; one that is gone is not asked."""
+    worker: Any = ray.remote(RetrievalWorker)
+    options: dict[str, Any] = {"num_cpus": 0, "namespace": NAMESPACE}
+    held = [
+        worker.options(name=f"odd-{number}", **options).remote(SourceLocation(str(folder)), 0, 1, "cpu", 3, "here")
+        for number, folder in enumerate((large_source, large_source, source_folder))
+    ]
+    alike, unlike = Crew(["odd-0", "odd-1"], None, TIMEOUT), Crew(["odd-2"], None, TIMEOUT)
+    expected = dataclasses.asdict(KnowledgeSource(large_source).info())
+    assert open_everywhere([alike]) == expected
+    with pytest.raises(InputError, match=r"^The knowledge source .* is not the same for all retrieval workers; put"):
+        open_everywhere([alike, unlike])
+    ray.kill(held[0], no_restart=True)
+    # Ray kills it in a moment, not at once.
+    for _ in range(1000):
+        assert open_everywhere([alike]) == expected
+        if alike._gone:
+            break
+    assert list(alike._gone) == [0]
+    assert open_everywhere([alike]) == expected
+    for actor in held[1:]:
+        ray.kill(actor)
 
 
 def test_gpus_that_the_cluster_does_not_have_are_not_waited_for(cluster: RayCluster) -> None:
