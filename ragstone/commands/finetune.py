@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ragstone.commands.finetune_settings import FinetuneSettings
 from ragstone.importing import importing
-from ragstone.processes.environment import place
+from ragstone.processes.environment import place, refuse_other_training
 from ragstone.settings import save_settings
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
     Starts further processes where the settings ask for them. Within processes that torchrun or accelerate started,
     trains with those; each gets the same result.
     """
+    refuse_other_training()
     with importing() if place().is_first else nullcontext():
         from ragstone.commands.finetune_plan import run_wishes
         from ragstone.processes.launch import launch

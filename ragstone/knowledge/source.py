@@ -50,6 +50,11 @@ class SourceInfo:
     """See EncoderRecord, as for the next."""
     encoder_settings: dict[str, Any] | None = None
 
+    @property
+    def content(self) -> list[Any]:
+        """What is the same wherever one version of a source is opened, on whichever host."""
+        return [self.version, self.passages, self.dimension]
+
     def refuse_other_encoder(
         self,
         dimension: int,

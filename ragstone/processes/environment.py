@@ -10,6 +10,15 @@ from dataclasses import dataclass
 
 from ragstone.errors import InputError
 
+ACCELERATE = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_DYNAMO_BACKEND": "torch.compile",
+}
+"""What accelerate launch can be told, by its flags or its configuration file, to do with a model; off where not set."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -52,3 +61,17 @@ def place() -> Place:
         shown = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
         raise InputError(f"The environment of this process contradicts itself: {shown}; start it with torchrun.")
     return found
+
+
+def refuse_other_training() -> None:
+    """Check that accelerate launch was told to start processes, and nothing else.
+
+    Raises:
+        InputError: it was told to divide or compile the model.
+    """
+    for name, what in ACCELERATE.items():
+        if os.environ.get(name, "no").lower() not in ("no", "false"):
+            raise InputError(
+                f"accelerate launch was told to train with {what} ({name}), but each process here trains the whole "
+                "model as it is; leave that out, and take no --config_file that has it."
+            )

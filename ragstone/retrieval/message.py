@@ -1,7 +1,7 @@
-"""Retrieved passages as bytes that travel between processes and hosts, and back.
+"""What was retrieved as bytes that travel between processes and hosts, and back.
 
-A message is: B, N, D as int64; ids [B, N] int64; vectors [B, N, D] float32; the lengths in bytes of title and text of
-each passage [B, N, 2] int32; then titles and texts in UTF-8, one behind the other.
+A message of passages is: B, N, D as int64; ids [B, N] int64; vectors [B, N, D] float32; the lengths in bytes of title
+and text of each passage [B, N, 2] int32; then titles and texts in UTF-8, one behind the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ragstone.knowledge.passage_texts import as_passages, by_question, in_places
 from ragstone.knowledge.row_store import RowStore
-from ragstone.types import IntArray, Retrieved
+from ragstone.types import FloatArray, IntArray, Retrieved
 
 Message = npt.NDArray[np.uint8]
 
@@ -51,3 +51,17 @@ def decode(message: Message) -> Retrieved:
     ends = (offset + np.cumsum([0, *lengths.tolist()])).tolist()
     texts = [data[start:end] for start, end in itertools.pairwise(ends)]
     return Retrieved(ids, vectors, by_question(as_passages(ids.reshape(-1), texts), ids))
+
+
+def encode_found(scores: FloatArray, ids: IntArray) -> bytes:
+    """What a search found, `scores` and `ids` [B, N], one behind the other."""
+    return scores.astype(np.float32, copy=False).tobytes() + ids.astype(np.int64, copy=False).tobytes()
+
+
+def decode_found(message: bytes, questions: int) -> tuple[FloatArray, IntArray]:
+    """Scores and ids [B, N] from the message of a search for B `questions`, at least one."""
+    own = bytearray(message)
+    # 4 bytes of each score, then 8 of each id.
+    size = len(own) // 12
+    scores, ids = np.frombuffer(own, np.float32, size), np.frombuffer(own, np.int64, size, offset=4 * size)
+    return scores.reshape(questions, -1), ids.reshape(questions, -1)

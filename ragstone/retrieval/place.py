@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
+from ragstone.errors import InputError
 from ragstone.index.threads import WithThreads
 from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo, find_indexes
 from ragstone.processes.group import ProcessGroup
+from ragstone.processes.processes import OneProcess, Processes
 from ragstone.retrieval.gathered import GatheredRetriever
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
@@ -61,15 +63,29 @@ class InEveryProcess:
 
     device: IndexDevice = "cpu"
     """cuda: exact search over a copy of all vectors on this process's GPU, whatever the index."""
+    processes: Processes = field(default_factory=OneProcess)
+    """Those that open it."""
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, LocalRetriever]:
-        """See RetrievalPlace.open."""
+        """See RetrievalPlace.open.
+
+        Raises:
+            InputError: no knowledge source, or another one than the first process's.
+        """
         source = self.open_source(location)
         return source.info(), LocalRetriever(source, exact_part(source, 0, 1, self.device))
 
     def open_source(self, location: SourceLocation) -> KnowledgeSource:
-        """The source alone, with nothing made ready for a search by vectors."""
-        return KnowledgeSource(Path(location.passages_path), location.index)
+        """The source alone, with nothing made ready for a search by vectors; raises as `open` does."""
+        source = KnowledgeSource(Path(location.passages_path), location.index)
+        first, *others = self.processes.gather(source.info().content)
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise InputError(
+                    f"The knowledge source {source.folder} is not the same for rank {rank} as for rank 0; put one "
+                    "version of it on all hosts."
+                )
+        return source
 
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes."""
@@ -116,4 +132,4 @@ class InFirstProcess:
 
     def for_words(self) -> InEveryProcess:
         """See RetrievalPlace.for_words."""
-        return InEveryProcess(self.device)
+        return InEveryProcess(self.device, self.processes)

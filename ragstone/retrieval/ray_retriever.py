@@ -6,6 +6,7 @@ undivided source has one crew.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo
 from ragstone.processes.processes import Processes
 from ragstone.retrieval.local import fetch
 from ragstone.retrieval.location import IndexDevice, SourceLocation
-from ragstone.retrieval.message import decode
+from ragstone.retrieval.message import decode, decode_found
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.place import InEveryProcess
 from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, call_all
@@ -64,7 +65,7 @@ class InRayWorkers:
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
         crews = [self._crew(run, part) for part in range(self.parts)]
-        info = SourceInfo(**self.processes.on_first(lambda: open_everywhere(crews)))
+        info = SourceInfo(**self.processes.on_first(lambda: dataclasses.asdict(open_everywhere(crews))))
         near = ray.get_runtime_context().get_node_id() in call_all(crews, "host")
         return info, RayRetriever(crews, info, held, mapped_store(info) if near else None)
 
@@ -129,16 +130,16 @@ class InRayWorkers:
         return f"{run}-part{part}-board" if self._needs_board else None
 
 
-def open_everywhere(crews: Sequence[Crew]) -> dict[str, Any]:
-    """Let every worker open its source, before anything is trained: the fields of its SourceInfo.
+def open_everywhere(crews: Sequence[Crew]) -> SourceInfo:
+    """Let every worker open its source, before anything is trained.
 
     Raises:
         InputError: one cannot, or has another source than the others.
     """
-    first, *others = call_all(crews, "info")
-    if any(other[name] != first[name] for other in others for name in ("version", "passages", "dimension")):
+    first, *others = [SourceInfo(**fields) for fields in call_all(crews, "info")]
+    if any(other.content != first.content for other in others):
         raise InputError(
-            f"The knowledge source {first['folder']} is not the same for all retrieval workers; put one version of it "
+            f"The knowledge source {first.folder} is not the same for all retrieval workers; put one version of it "
             "on all hosts."
         )
     return first
@@ -175,10 +176,12 @@ class RayRetriever:
         """See Retriever.retrieve."""
         if len(vectors) == 0:
             return self._empty(np.empty((0, n_docs), np.int64))
+        questions = vectors.astype(np.float32, copy=False).tobytes()
         if len(self._crews) == 1 and self._store is None:
-            return decode(self._crews[0].call("retrieve", self._version, vectors, n_docs))
-        searches = [crew.start("search", self._version, vectors, n_docs) for crew in self._crews]
-        found = [crew.finish(search) for crew, search in zip(self._crews, searches, strict=True)]
+            return decode(self._crews[0].call("retrieve", self._version, questions, n_docs))
+        searches = [crew.start("search", self._version, questions, n_docs) for crew in self._crews]
+        answers = [crew.finish(search) for crew, search in zip(self._crews, searches, strict=True)]
+        found = [decode_found(answer, len(vectors)) for answer in answers]
         # A single search's own order stands.
         ids = found[0][1] if len(found) == 1 else best_of(found, n_docs)[1]
         return fetch(ids, self._store) if self._store is not None else self._sent(ids, [part for _, part in found])

@@ -187,6 +187,18 @@ def test_under_other_launchers(tmp_path: Path, base: dict[str, Any], alone: Path
 
 
 @pytest.mark.slow
+def test_accelerate_launch_is_not_let_divide_the_model(tmp_path: Path, base: dict[str, Any]) -> None:
+    command = ["-m", "ragstone", *words({**base, "output_dir": tmp_path / "run"})]
+    launcher = [*_launcher("accelerate", 1, 0, _free_port()), "--use_fsdp"]
+    found = subprocess.run(
+        [sys.executable, *launcher, *command], capture_output=True, text=True, check=False, env=_environment()
+    )
+    assert found.returncode != 0
+    assert found.stderr.count("accelerate launch was told to train with FSDP (ACCELERATE_USE_FSDP), but each") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_under_accelerate_launch_without_retrieval(tmp_path: Path, base: dict[str, Any], models_folder: Path) -> None:
     """And early stopping, on which all agree: no score is better than the first."""
     flags = {

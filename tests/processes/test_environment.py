@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ragstone.errors import InputError
-from ragstone.processes.environment import Place, place
+from ragstone.processes.environment import ACCELERATE, Place, place, refuse_other_training
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -52,3 +52,16 @@ def test_a_senseless_environment(monkeypatch: pytest.MonkeyPatch, name: str, val
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         place()
+
+
+@pytest.mark.parametrize("name", ACCELERATE)
+def test_accelerate_launch_that_is_to_do_more(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for known in ACCELERATE:
+        monkeypatch.delenv(known, raising=False)
+    for off in (None, "false", "NO", "no"):
+        if off is not None:
+            monkeypatch.setenv(name, off)
+        refuse_other_training()
+    monkeypatch.setenv(name, "INDUCTOR" if name.endswith("BACKEND") else "true")
+    with pytest.raises(InputError, match=rf"^accelerate launch was told to train with .* \({name}\), but each"):
+        refuse_other_training()

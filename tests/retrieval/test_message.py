@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragstone.knowledge.store import PassageStore, PassageWriter
-from ragstone.retrieval.message import decode, encode
+from ragstone.retrieval.message import decode, decode_found, encode, encode_found
 from ragstone.types import NO_PASSAGE
 
 ROWS = 7
@@ -44,3 +44,14 @@ def test_what_comes_out_is_what_the_store_holds(
     np.testing.assert_array_equal(found.vectors, np.where(ids[..., None] < 0, 0, vectors[ids]))
     assert found.vectors.shape == (b, n, d)
     assert found.ids.flags.writeable and found.vectors.flags.writeable
+
+
+@given(b=st.integers(1, 4), n=st.integers(0, 5), seed=st.integers(0, 9))
+def test_what_a_search_found(b: int, n: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores, ids = random.normal(size=(b, n)).astype(np.float32), random.integers(-1, 2**40, size=(b, n))
+    found = decode_found(encode_found(scores, ids), b)
+    for array, expected in zip(found, (scores, ids), strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert (array.shape, array.dtype) == ((b, n), expected.dtype)
+        assert array.flags.writeable

@@ -28,7 +28,7 @@ from ragstone.replacement import new_version
 from ragstone.retrieval.choice import RetrievalSettings, connected
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
-from ragstone.retrieval.message import decode
+from ragstone.retrieval.message import decode, decode_found
 from ragstone.retrieval.ray_crew import NAMESPACE, Board, Call, Crew
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
@@ -198,7 +198,8 @@ def test_scores_of_the_parts_are_those_of_the_flat_index(
     for location in (SourceLocation(str(large_source)), SourceLocation(str(large_source), str(index))):
         _, retriever = InRayWorkers(OneProcess(), parts=3, timeout=TIMEOUT).open(location)
         assert isinstance(retriever, RayRetriever)
-        found = best_of([crew.call("search", None, asked, 7) for crew in retriever._crews], 7)
+        answers = [crew.call("search", None, asked.tobytes(), 7) for crew in retriever._crews]
+        found = best_of([decode_found(answer, len(asked)) for answer in answers], 7)
         np.testing.assert_array_equal(found[1], expected[1])
         if location.index_path is None:
             np.testing.assert_array_equal(found[0], expected[0])
@@ -343,7 +344,7 @@ def test_workers_that_have_different_sources(cluster: RayCluster, large_source: 
         for number, folder in enumerate((large_source, large_source, source_folder))
     ]
     alike, unlike = Crew(["odd-0", "odd-1"], None, TIMEOUT), Crew(["odd-2"], None, TIMEOUT)
-    expected = dataclasses.asdict(KnowledgeSource(large_source).info())
+    expected = KnowledgeSource(large_source).info()
     assert open_everywhere([alike]) == expected
     with pytest.raises(InputError, match=r"^The knowledge source .* is not the same for all retrieval workers; put"):
         open_everywhere([alike, unlike])
