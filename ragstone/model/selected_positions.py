@@ -1,4 +1,4 @@
-"""The layer over the vocabulary, at some positions only, and no more behind it than there is to do.
+"""The layer over the vocabulary, at some positions only, and nothing behind it that changes nothing.
 
 Shapes: R rows, T tokens, D dimensions, V vocabulary.
 """
@@ -54,17 +54,27 @@ def only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:
 
 @contextmanager
 def without_zero_bias(model: Any) -> Iterator[None]:
-    """Let a model of transformers add a single zero to its scores where its bias over the vocabulary is all zeros.
+    """Let a model of transformers add nothing to its scores where its bias over the vocabulary is all zeros.
 
-    BART and its like have one, in float32 whatever they compute in: added to scores in bfloat16, it makes another
-    tensor of twice their size. On a GPU, which would have to be waited for, it is not looked at.
+    BART and its like have one, in float32 whatever they compute in, and the sum with it is another tensor of the size
+    of the scores, or twice their size. On a GPU, which would have to be waited for, it is not looked at.
     """
     bias = getattr(model, BIAS, None)
     if not isinstance(bias, torch.Tensor) or bias.device.type != "cpu" or bias.any():
         yield
         return
-    setattr(model, BIAS, bias.new_zeros(()))
+    setattr(model, BIAS, bias.new_zeros(()).as_subclass(_Nothing))
     try:
         yield
     finally:
         setattr(model, BIAS, bias)
+
+
+class _Nothing(torch.Tensor):
+    """A zero. What it is added to stays that very tensor."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function is torch.Tensor.add:
+            return arguments[0]
+        return super().__torch_function__(function, types, arguments, options or {})

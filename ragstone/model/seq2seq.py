@@ -112,7 +112,7 @@ class Seq2SeqGenerator:
                 states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
                 masks.append(pad(mask, (0, missing)))
         place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
-        return Seq2SeqContexts(torch.cat(states)[place], torch.cat(masks)[place], type(output))
+        return Seq2SeqContexts(torch.cat(states).index_select(0, place), torch.cat(masks)[place], type(output))
 
     def target_logits(
         self, contexts: Seq2SeqContexts, labels: torch.Tensor, places: torch.Tensor | None = None

@@ -134,17 +134,20 @@ def test_the_highest_are_those_of_topk(blocks: int, more: int) -> None:
 
 @pytest.mark.parametrize(("bias", "expected"), [(0.0, torch.bfloat16), (4.0, torch.float32)])
 def test_zeros_are_not_added_to_scores(bias: float, expected: torch.dtype) -> None:
-    """The scores stay in the type that was computed in; the model has its bias back afterwards, whatever happens."""
+    """The scores stay where they are, in the type that was computed in; the model gets its bias back in any case."""
     config = BartConfig(vocab_size=40, max_position_embeddings=32, decoder_start_token_id=2, **FAIRSEQ_IDS, **SMALL)
     model: Any = BartForConditionalGeneration(config).eval()
     model.final_logits_bias[0, 7] = bias
     own = model.final_logits_bias
     ids = torch.tensor([[3, 4]])
+    given: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _, __, scores: given.append(scores))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = model(input_ids=ids, decoder_input_ids=ids).logits
         with pytest.raises(ZeroDivisionError), without_zero_bias(model):
             found = model(input_ids=ids, decoder_input_ids=ids).logits
             raise ZeroDivisionError
     assert found.dtype == expected
+    assert (found is given[1]) == (bias == 0) and type(found) is torch.Tensor
     assert torch.equal(found.float(), plain.float())
     assert model.final_logits_bias is own and own.shape == (1, 40)
