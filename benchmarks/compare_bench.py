@@ -7,7 +7,6 @@ import datetime
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 
 from benchmarks.compare_once import Task
 from benchmarks.compare_record import Record
-from benchmarks.compare_sides import BEAMS, MAX_LENGTH, SIDES, Ragstone, Reference, Setup, Side
+from benchmarks.compare_sides import BEAMS, MAX_LENGTH, SIDES, Ragstone, Reference, Setup
+from benchmarks.compare_turns import Variant, take_turns
 from benchmarks.compare_works import ANSWERED, OPEN, WORKS, Inputs, Work, candidates, context_lengths
 from benchmarks.fresh import run_fresh
 from benchmarks.machine import commit, multiply_rate, processor
@@ -31,9 +31,6 @@ from ragstone.knowledge.source import KnowledgeSource
 from ragstone.model.decoding import Decoding
 from ragstone.model.rag import RagType
 from ragstone.output import write_lines
-
-Variant = tuple[str, Precision]
-"""A side and what it computes in."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +96,19 @@ class Bench:
         if not work.precise and not self._precise and fast_bfloat16(best_device()):
             precisions.append("bf16")
         repeats = self._repeats or work.repeats
-        Task(self._setup(work.model_type), self._inputs).save(Path(self._folder.name))
-        sides = {side: SIDES[side](self._setup(work.model_type)) for side in SIDES}
-        ragstone = sides["ragstone"]
-        assert isinstance(ragstone, Ragstone)
+        folder = Path(self._folder.name)
+        Task(self._setup(work.model_type), self._inputs).save(folder)
         peaks: dict[Variant, float] = {}
         if work.fresh:
             seconds, results = self._time_fresh(name, precisions, repeats, peaks)
         else:
-            seconds, results = _time(work, sides, self._inputs, precisions, repeats)
+            seconds, results = take_turns(folder, list(SIDES), name, precisions, repeats)
         medians = {variant: statistics.median(taken) for variant, taken in seconds.items()}
         choices: list[dict[str, Precision]] = [dict.fromkeys(SIDES, precisions[0])]
         if len(precisions) > 1:
             choices.append({side: min(precisions, key=lambda each: medians[side, each]) for side in SIDES})
-        # Training has moved the weights; lengths and answers are those of the checkpoint.
-        untouched = Ragstone(self._setup(work.model_type))
+        # Lengths and answers are those of the checkpoint; training moves the weights.
+        ragstone, untouched = (Ragstone(self._setup(work.model_type)) for _ in range(2))
         operations = None if work.operations is None else work.operations(untouched, self._inputs)
         records = []
         for choice in choices:
@@ -275,33 +270,14 @@ class Bench:
         )
 
 
-def _time(
-    work: Work, sides: Mapping[str, Side], inputs: Inputs, precisions: Sequence[Precision], repeats: int
-) -> tuple[dict[Variant, list[float]], dict[Variant, Any]]:
-    """Seconds of each run and what the first gave, for each side in each precision; sides and precisions take turns."""
-    seconds: dict[Variant, list[float]] = {(side, precision): [] for precision in precisions for side in SIDES}
-    results: dict[Variant, Any] = {}
-    for name, precision in seconds:
-        sides[name].precision = precision
-        result = (work.warms_up or work.do)(sides[name], inputs)
-        if work.warms_up is None:
-            results[name, precision] = result
-    for _ in range(repeats):
-        for (name, precision), taken in seconds.items():
-            sides[name].precision = precision
-            began = time.perf_counter()
-            result = work.do(sides[name], inputs)
-            taken.append(time.perf_counter() - began)
-            results.setdefault((name, precision), result)
-    return seconds, results
-
-
 def _parts(work: Work, side: Ragstone, inputs: Inputs, precision: Precision) -> dict[str, float]:
     """Seconds of one run by the part of the model in which they pass."""
     side.precision, side.timeline = precision, Timeline()
-    with side.watched():
-        side.timeline.start()
+    with side.settings():
         work.do(side, inputs)
+        with side.watched():
+            side.timeline.start()
+            work.do(side, inputs)
     return side.timeline.seconds
 
 

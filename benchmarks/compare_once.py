@@ -11,13 +11,14 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.compare_sides import SIDES, Setup
+from benchmarks.compare_sides import SIDES, Setup, Side
 from benchmarks.compare_works import WORKS, Inputs
 from ragstone.encoders.precision import Precision
 
@@ -44,15 +45,23 @@ class Task:
         return cls(Setup(**plain["setup"]), Inputs(**inputs, vectors=np.load(folder / "vectors.npy")))
 
 
+@contextmanager
+def opened(task: Task, side: str) -> Iterator[Side]:
+    """A side that can work within the with-block, as it sets its process up for that."""
+    does = SIDES[side](task.setup)
+    with does.settings():
+        yield does
+
+
 def main(arguments: Sequence[str]) -> None:
     """Do the work, and print seconds and result; a result that is no text or number is left out."""
     folder, side, work, precision = arguments
     task = Task.load(Path(folder))
-    does = SIDES[side](task.setup)
-    does.precision = _precision(precision)
-    began = time.perf_counter()
-    result = WORKS[work].do(does, task.inputs)
-    seconds = time.perf_counter() - began
+    with opened(task, side) as does:
+        does.precision = _precision(precision)
+        began = time.perf_counter()
+        result = WORKS[work].do(does, task.inputs)
+        seconds = time.perf_counter() - began
     plain = result if isinstance(result, (list, float)) else None
     print(json.dumps({"seconds": seconds, "result": plain}), flush=True)
 

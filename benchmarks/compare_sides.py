@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.reference_answer import repair
 from benchmarks.timeline import Timeline, watched, watched_encoder
+from ragstone.allocation import keeping_freed_memory
 from ragstone.commands.eval import EvalSettings, eval
 from ragstone.encoders.load import load_encoder
 from ragstone.encoders.precision import Precision, autocast, best_device
@@ -68,6 +69,9 @@ class Side(Protocol):
     precision: Precision
     timeline: Timeline
 
+    def settings(self) -> AbstractContextManager[None]:
+        """What it changes for its whole process while it works."""
+
     def step(self, questions: Sequence[str], answers: Sequence[str]) -> float:
         """A training step with its optimiser; the loss per question."""
 
@@ -91,6 +95,10 @@ class Ragstone:
         self.precision: Precision = "fp32"
         self.timeline = Timeline()
         self._setup = setup
+
+    def settings(self) -> AbstractContextManager[None]:
+        """As finetune, eval and build-knowledge do."""
+        return keeping_freed_memory()
 
     @cached_property
     def model(self) -> RagModel:
@@ -196,6 +204,9 @@ class Reference:
         self.precision: Precision = "fp32"
         self.timeline = Timeline()
         self._setup = setup
+
+    def settings(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @cached_property
     def _model(self) -> Any:

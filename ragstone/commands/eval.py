@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ragstone.allocation import keeping_freed_memory
 from ragstone.errors import InputError
 from ragstone.importing import importing
 from ragstone.knowledge.index_name import refuse_published_index
@@ -173,6 +174,7 @@ class Evaluated:
     evaluations: tuple[Evaluation, ...]
 
 
+@keeping_freed_memory()
 def eval(settings: EvalSettings) -> Evaluated:
     """Measure a model's answers (exact match, F1) or its retrieval (precision@k), with 95 % intervals."""
     with importing():

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ragstone.allocation import keeping_freed_memory
 from ragstone.data.dpr import RetrieverExample
 from ragstone.encoders.precision import Precision, autocast
 from ragstone.encoders.text_encoder import TextEncoder
@@ -128,6 +129,7 @@ def evaluate_retriever(
     )
 
 
+@keeping_freed_memory()
 def train_encoders(
     question_encoder: TextEncoder,
     passage_encoder: TextEncoder,

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ragstone.allocation import keeping_freed_memory
 from ragstone.data.examples import Split, read_examples
 from ragstone.evaluation.score import measure_answers
 from ragstone.model.decoding import Decoding
@@ -143,7 +144,11 @@ class _Team:
 def _together(plan: RunPlan) -> Iterator[_Team]:
     """The processes of the run. All but the first keep silent."""
     device = training_device(plan.gpus, place().local_rank)
-    with joined(device, plan.timeout) as processes, nullcontext() if processes.place.is_first else silence():
+    with (
+        keeping_freed_memory(),
+        joined(device, plan.timeout) as processes,
+        nullcontext() if processes.place.is_first else silence(),
+    ):
         # What they do together from here on depends on the flags.
         refuse_unlike_flags({**plan.shared, "gpus": device.type}, processes)
         with connected(plan.retrieval, processes):

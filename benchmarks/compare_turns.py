@@ -1,0 +1,97 @@
+"""The two sides of compare, each in a process of its own that lasts: they take turns, and share nothing.
+
+What a process asks of the system for itself, such as to keep freed memory, would else help the other side, too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.compare_once import Task, opened
+from benchmarks.compare_works import WORKS
+from ragstone.encoders.precision import Precision
+
+Variant = tuple[str, Precision]
+"""A side and what it computes in."""
+
+
+class SideProcess:
+    """One side in its process. Use as a context manager."""
+
+    def __init__(self, folder: Path, side: str) -> None:
+        """`folder` holds what Task.save wrote."""
+        context = multiprocessing.get_context("spawn")
+        self._side = side
+        self._connection, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, folder, side), daemon=True)
+        self._process.start()
+        # So that a process that has died is seen to have closed its end.
+        there.close()
+
+    def __enter__(self) -> SideProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._process.join()
+
+    def do(self, work: str, precision: Precision, *, warms_up: bool = False) -> tuple[float, Any]:
+        """Seconds of a work, and what came out; or of the little of it that warms up, if there is that.
+
+        Raises:
+            RuntimeError: the process has died; it has said why.
+        """
+        self._connection.send((work, precision, warms_up))
+        try:
+            found: tuple[float, Any] = self._connection.recv()
+        except EOFError as error:
+            raise RuntimeError(f"The process of {self._side} ended at {work} in {precision}.") from error
+        return found
+
+
+def _serve(connection: Connection, folder: Path, side: str) -> None:
+    """What the process does, until nobody asks any more."""
+    task = Task.load(folder)
+    with opened(task, side) as does:
+        while True:
+            try:
+                name, does.precision, warms_up = connection.recv()
+            except EOFError:
+                return
+            work = WORKS[name]
+            action = (work.warms_up or work.do) if warms_up else work.do
+            began = time.perf_counter()
+            result = action(does, task.inputs)
+            connection.send((time.perf_counter() - began, result))
+
+
+def take_turns(
+    folder: Path, sides: Sequence[str], work: str, precisions: Sequence[Precision], repeats: int
+) -> tuple[dict[Variant, list[float]], dict[Variant, Any]]:
+    """Seconds of each run and what the first gave, for each side in each precision; sides and precisions take turns.
+
+    A training step's first loss is of untrained weights in the first precision alone, on both sides.
+    """
+    seconds: dict[Variant, list[float]] = {(side, precision): [] for precision in precisions for side in sides}
+    results: dict[Variant, Any] = {}
+    reference, ragstone = (SideProcess(folder, side) for side in sides)
+    with reference, ragstone:
+        processes = dict(zip(sides, (reference, ragstone), strict=True))
+        for side, precision in seconds:
+            _, result = processes[side].do(work, precision, warms_up=True)
+            if WORKS[work].warms_up is None:
+                results[side, precision] = result
+        for _ in range(repeats):
+            for (side, precision), taken in seconds.items():
+                took, result = processes[side].do(work, precision)
+                taken.append(took)
+                results.setdefault((side, precision), result)
+    return seconds, results
