@@ -78,7 +78,7 @@ def take_turns(
 ) -> tuple[dict[Variant, list[float]], dict[Variant, Any]]:
     """Seconds of each run and what the first gave, for each side in each precision; sides and precisions take turns.
 
-    A training step's first loss is of untrained weights in the first precision alone, on both sides.
+    Training moves the weights for the precisions that follow, on both sides alike.
     """
     seconds: dict[Variant, list[float]] = {(side, precision): [] for precision in precisions for side in sides}
     results: dict[Variant, Any] = {}

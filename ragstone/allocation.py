@@ -10,14 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-# Of glibc's malloc.h, and what it takes where nothing is said.
-M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD = -1, 128 * 2**10
-M_MMAP_MAX, DEFAULT_MMAP_MAX = -4, 65536
-NEVER_TRIM = 2**31 - 1
+# Numbers of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+BY_ITSELF = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+"""What glibc comes to where large blocks are freed. It moves its thresholds no more once something was set."""
 
 _keeping = 0
 """With-blocks of `keeping_freed_memory` that are open."""
@@ -27,8 +28,8 @@ _keeping = 0
 def keeping_freed_memory() -> Iterator[None]:
     """Let what this process frees within the with-block stay with it until the end of the block.
 
-    It takes no more memory at its peak than before, but keeps what it took. Whoever has set glibc's malloc up by the
-    environment knows better; other C libraries are left as they are.
+    At its peak it takes about as much memory as before, but it keeps what it took. Whoever has set glibc's malloc up by
+    the environment knows better; other C libraries are left as they are.
     """
     global _keeping
     libc = _glibc()
@@ -36,17 +37,20 @@ def keeping_freed_memory() -> Iterator[None]:
         yield
         return
     if _keeping == 0:
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
+        _set(libc, KEEPING)
     _keeping += 1
     try:
         yield
     finally:
         _keeping -= 1
         if _keeping == 0:
-            libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
-            libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
+            _set(libc, BY_ITSELF)
             libc.malloc_trim(0)
+
+
+def _set(libc: Any, options: Mapping[int, int]) -> None:
+    for option, value in options.items():
+        libc.mallopt(option, value)
 
 
 def _glibc() -> Any:

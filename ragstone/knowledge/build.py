@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ragstone.allocation import keeping_freed_memory
 from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
@@ -50,7 +49,6 @@ Embed = Callable[[Corpus, TextEncoder, BuildPlan, Path], None]
 """Writes all passages of a corpus with their vectors into a store: a folder that is not there yet."""
 
 
-@keeping_freed_memory()
 def embed_here(corpus: Corpus, encoder: TextEncoder, plan: BuildPlan, folder: Path) -> None:
     """Embed the corpus in this process, on the encoder's device; see Embed."""
     with PassageWriter(folder, encoder.dimension) as writer, progress_bar("Embedding", corpus.passages) as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from ragstone.allocation import keeping_freed_memory
 from ragstone.encoders.text_encoder import TextEncoder, TokenLists, check_finite
 from ragstone.progress import ProgressBar
 from ragstone.types import FloatArray, Passage
@@ -24,10 +25,11 @@ def embed_groups(
     Raises:
         InputError: the encoder gives vectors that are not finite.
     """
-    for group, tokens in _tokenised_ahead(groups, encoder):
-        vectors = encoder.embed_tokens(tokens, batch_size=batch_size, progress=progress)
-        check_finite(vectors, encoder)
-        yield group, vectors
+    with keeping_freed_memory():
+        for group, tokens in _tokenised_ahead(groups, encoder):
+            vectors = encoder.embed_tokens(tokens, batch_size=batch_size, progress=progress)
+            check_finite(vectors, encoder)
+            yield group, vectors
 
 
 def _tokenised_ahead(
