@@ -6,6 +6,7 @@ Values that are exchanged are what JSON can hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from ragstone.processes.environment import Place
@@ -16,7 +17,9 @@ T = TypeVar("T")
 class Processes(Protocol):
     """What a run needs of the others. Every method is called by all processes, in the same order."""
 
-    place: Place
+    @property
+    def place(self) -> Place:
+        """Where this process stands among them."""
 
     def share(self, value: Any) -> Any:
         """The first process's `value`."""
@@ -32,10 +35,11 @@ class Processes(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class OneProcess:
     """A run that has one process: nothing is exchanged."""
 
-    place = Place()
+    place: Place = field(default_factory=Place)
 
     def share(self, value: Any) -> Any:
         """See Processes.share."""
