@@ -124,7 +124,7 @@ class Bench:
                 agreement,
                 repeats,
                 operations,
-                {} if work.fresh else _parts(work, ragstone, self._inputs, choice["ragstone"]),
+                {} if work.fresh else parts(work, ragstone, self._inputs, choice["ragstone"]),
             )
             what = f"{self._material.evaluated} {work.what}" if work.fresh else work.what
             records.append(self._record(name, what, measured))
@@ -270,8 +270,8 @@ class Bench:
         )
 
 
-def _parts(work: Work, side: Ragstone, inputs: Inputs, precision: Precision) -> dict[str, float]:
-    """Seconds of one run by the part of the model in which they pass."""
+def parts(work: Work, side: Ragstone, inputs: Inputs, precision: Precision) -> dict[str, float]:
+    """Seconds of one run, which another has warmed up, by the part of the model in which they pass."""
     side.precision, side.timeline = precision, Timeline()
     with side.settings():
         work.do(side, inputs)

@@ -22,7 +22,8 @@ class Timeline:
         self._last = time.perf_counter()
 
     def start(self) -> None:
-        """Begin a piece of work."""
+        """Begin a piece of work: what was charged before, such as to warm up, is forgotten."""
+        self.seconds.clear()
         self._marked.clear()
         self._last = self._now()
 

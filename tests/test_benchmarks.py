@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +22,10 @@ from transformers import BartConfig, BartForConditionalGeneration, BertConfig, B
 
 from benchmarks import compare, growth, pictures
 from benchmarks.checkpoint import SIZES, VOCABULARY, Workplace
+from benchmarks.compare_bench import parts
 from benchmarks.compare_record import Record as CompareRecord
+from benchmarks.compare_sides import Ragstone, Setup
+from benchmarks.compare_works import Inputs, Work
 from benchmarks.fresh import run_fresh
 from benchmarks.growth import Point
 from benchmarks.machine import multiply_rate
@@ -190,6 +194,14 @@ def test_a_timeline_charges_what_passed_to_what_it_is_told() -> None:
     timeline.mark_once("third", "moment")
     assert timeline.seconds["first"] >= 0.02 > timeline.seconds["second"]
     assert list(timeline.seconds) == ["first", "second"]
+
+
+def test_the_parts_of_a_work_are_those_of_a_run_that_is_warmed_up(tmp_path: Path) -> None:
+    setup = Setup(*["none of these is opened"] * 4)
+    inputs = Inputs([], [], np.empty((0, 8), np.float32), tmp_path, tmp_path, tmp_path)
+    runs = iter(["warms up", "counts"])
+    work = Work("says which run it is", lambda side, _: side.timeline.mark(next(runs)), lambda *_: None)
+    assert list(parts(work, Ragstone(setup), inputs, "fp32")) == ["counts"]
 
 
 def test_a_fresh_process_tells_its_peak() -> None:
