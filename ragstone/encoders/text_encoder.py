@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +22,12 @@ from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.progress import ProgressBar, activity
 from ragstone.types import FloatArray
+from ragstone.weights import hash_weights
 
 CPU_TOKENS_PER_BATCH = 1280
 """In float32, twice as many in a type of half its size. Of more, what the layers of a BERT-base give is new memory at
 every layer, which costs a CPU more than it saves."""
+M = TypeVar("M", bound=nn.Module)
 TokenLists = dict[str, list[list[int]]]
 """What the model takes (input_ids, attention_mask, ...), a list of numbers for each text."""
 
@@ -167,33 +168,25 @@ class TextEncoder(nn.Module):
         dtype = compute_dtype(self.device, precision)
         if dtype == torch.float32:
             return self
-        return copy.deepcopy(self).to(dtype)
+        dense = None if self.dense is None else _converted(self.dense, dtype)
+        model = _converted(self.model, dtype)
+        return TextEncoder(model, self.tokenizer, self.settings, name=self.name, dense=dense)
 
-    @activity("Hashing the encoder")
     def fingerprint(self) -> str:
         """A hash of weights, vocabulary and settings: two encoders with the same one give the same vectors."""
-        digest = hashlib.sha256(repr(dataclasses.asdict(self.settings)).encode())
-        self._hash_weights(digest)
-        return digest.hexdigest()[:32]
+        return self.record().fingerprint
 
+    @activity("Hashing the encoder")
     def record(self) -> EncoderRecord:
         """What to remember of it beside vectors that it made."""
-        weights = hashlib.sha256()
-        self._hash_weights(weights)
         settings = dataclasses.asdict(self.settings)
-        return EncoderRecord(self.fingerprint(), self.name, weights.hexdigest()[:32], settings)
-
-    def _hash_weights(self, digest: Any) -> None:
-        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        tensors = sorted(self.model.state_dict().items())
+        tensors = self.model.state_dict()
+        if self.settings.pooling != "pooler":
+            tensors = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
         if self.dense is not None:
-            tensors += sorted((f"dense.{name}", tensor) for name, tensor in self.dense.state_dict().items())
-            digest.update(repr(self.dense).encode())
-        for name, tensor in tensors:
-            if "pooler" in name and self.settings.pooling != "pooler":
-                continue
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            tensors |= {f"dense.{name}": tensor for name, tensor in self.dense.state_dict().items()}
+        weights = hash_weights(tensors, sorted(self.tokenizer.get_vocab().items()), repr(self.dense))
+        return EncoderRecord(hash_weights({}, weights, settings), self.name, weights, settings)
 
     def token_lists(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> TokenLists:
         """Token ids and masks of each text, unpadded; `titles` makes the texts passages."""
@@ -230,3 +223,12 @@ def check_finite(vectors: FloatArray, encoder: TextEncoder) -> None:
     """
     if not np.isfinite(vectors).all():
         raise InputError(f"The encoder {encoder.name} gave vectors that are not finite; try --precision fp32.")
+
+
+def _converted(module: M, dtype: torch.dtype) -> M:
+    """A copy with weights of `dtype`, without one in their own type on the way."""
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    converted = [nn.Parameter(weight.detach().to(dtype), weight.requires_grad) for weight in weights]
+    # What copy finds there, it takes for the copy.
+    known = {id(weight): new for weight, new in zip(weights, converted, strict=True)}
+    return copy.deepcopy(module, known).to(dtype)

@@ -79,6 +79,18 @@ def test_bf16_is_near(encoder: TextEncoder) -> None:
     assert encoder.embed(TEXTS).tolist() == exact.tolist(), "the weights themselves must stay as they were"
 
 
+def test_a_converted_encoder_shares_all_but_the_weights(encoder: TextEncoder) -> None:
+    converted = encoder.in_precision("bf16")
+    assert converted.tokenizer is encoder.tokenizer and converted.settings == encoder.settings
+    assert {weight.dtype for weight in converted.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+    for (name, ours), (_, theirs) in zip(encoder.named_parameters(), converted.named_parameters(), strict=True):
+        assert torch.equal(ours.bfloat16(), theirs), name
+        assert ours.requires_grad == theirs.requires_grad, name
+    modules = zip(encoder.model.modules(), converted.model.modules(), strict=True)
+    assert all(ours is not theirs and ours.training == theirs.training for ours, theirs in modules)
+
+
 def test_fp16_needs_a_gpu(encoder: TextEncoder) -> None:
     with pytest.raises(InputError, match="fp16 needs a GPU"):
         encoder.embed(TEXTS, precision="fp16")

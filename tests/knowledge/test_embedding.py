@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ragstone.encoders.load import load_encoder
+from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.knowledge import build
@@ -61,10 +60,10 @@ def test_the_weights_are_converted_once(encoder: TextEncoder, tmp_path: Path) ->
     copies = 0
 
     class Counted(TextEncoder):
-        def __deepcopy__(self, memo: dict[int, Any]) -> TextEncoder:
+        def in_precision(self, precision: Precision) -> TextEncoder:
             nonlocal copies
             copies += 1
-            return TextEncoder(copy.deepcopy(self.model, memo), self.tokenizer, self.settings, self.name)
+            return super().in_precision(precision)
 
     counted = Counted(encoder.model, encoder.tokenizer, encoder.settings, encoder.name)
     documents = tmp_path / "a.tsv"
