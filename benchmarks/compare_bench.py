@@ -221,7 +221,7 @@ class Bench:
     def _time_fresh(
         self, name: str, precisions: Sequence[Precision], repeats: int, peaks: dict[Variant, float]
     ) -> tuple[dict[Variant, list[float]], dict[Variant, Any]]:
-        """As _time, by fresh processes, whose peaks of memory go into `peaks`."""
+        """As take_turns, by fresh processes, whose peaks of memory go into `peaks`."""
         seconds: dict[Variant, list[float]] = {(side, precision): [] for precision in precisions for side in SIDES}
         results = {}
         for _ in range(repeats):

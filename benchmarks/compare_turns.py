@@ -49,10 +49,10 @@ class SideProcess:
         Raises:
             RuntimeError: the process has died; it has said why.
         """
-        self._connection.send((work, precision, warms_up))
         try:
+            self._connection.send((work, precision, warms_up))
             found: tuple[float, Any] = self._connection.recv()
-        except EOFError as error:
+        except (EOFError, ConnectionError) as error:
             raise RuntimeError(f"The process of {self._side} ended at {work} in {precision}.") from error
         return found
 

@@ -16,7 +16,8 @@ from typing import Any
 
 # Numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+"""No block is mapped for itself, and nothing is ever given back."""
 BY_ITSELF = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 """What glibc comes to where large blocks are freed. It moves its thresholds no more once something was set."""
 
@@ -46,6 +47,13 @@ def keeping_freed_memory() -> Iterator[None]:
         if _keeping == 0:
             _set(libc, BY_ITSELF)
             libc.malloc_trim(0)
+
+
+def give_freed_memory_back() -> None:
+    """Give the system what is freed now; what is freed later within a with-block stays as before."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def _set(libc: Any, options: Mapping[int, int]) -> None:

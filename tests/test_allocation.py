@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ragstone.allocation import keeping_freed_memory
+from ragstone.allocation import give_freed_memory_back, keeping_freed_memory
 
 BLOCK = 2**27
 """Bytes, more than glibc ever takes from its heap by itself."""
@@ -60,6 +60,16 @@ def keep_and_let_go() -> tuple[list[bool], list[float]]:
     return [*mapped, is_mapped(8)], [*holds, held() - before]
 
 
+def give() -> tuple[float, float, bool]:
+    """Blocks that are held of four that were freed, before and after they are given back; whether the next is mapped."""
+    with keeping_freed_memory():
+        before = held()
+        np.ones(4 * BLOCK, dtype=np.uint8)
+        kept = held() - before
+        give_freed_memory_back()
+        return kept, held() - before, is_mapped()
+
+
 def fail() -> bool:
     """Whether a block is mapped after something went wrong."""
     try:
@@ -71,6 +81,8 @@ def fail() -> bool:
 
 
 def set_environment(environment: dict[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        del os.environ[name]
     os.environ.update(environment)
 
 
@@ -97,6 +109,14 @@ def test_large_blocks_stay_until_the_end(fresh: Callable[..., ProcessPoolExecuto
     # Freed, still there, and taken again: small ones that come between may hold a gap or two open.
     assert 0.5 < holds[0] < 4
     assert holds[1] < 0.5
+
+
+def test_what_is_freed_can_be_given_back_in_between(fresh: Callable[..., ProcessPoolExecutor]) -> None:
+    with fresh() as process:
+        kept, left, mapped = process.submit(give).result()
+    assert kept > 3.5
+    assert left < 0.5
+    assert not mapped
 
 
 def test_it_ends_when_something_goes_wrong(fresh: Callable[..., ProcessPoolExecutor]) -> None:

@@ -63,6 +63,7 @@ def leaves_nothing() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hosts")
 @pytest.mark.timeout(1500)
 def test_they_come_to_the_same_losses_and_survive_a_cut_link(leaves_nothing: None) -> None:
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=False)
@@ -87,6 +88,7 @@ def test_they_come_to_the_same_losses_and_survive_a_cut_link(leaves_nothing: Non
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hosts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stopped_on_the_way_it_leaves_nothing(leaves_nothing: None, number: signal.Signals) -> None:
     with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -168,9 +168,10 @@ class TextEncoder(nn.Module):
         dtype = compute_dtype(self.device, precision)
         if dtype == torch.float32:
             return self
-        dense = None if self.dense is None else _converted(self.dense, dtype)
-        model = _converted(self.model, dtype)
-        return TextEncoder(model, self.tokenizer, self.settings, name=self.name, dense=dense)
+        dense = None if self.dense is None else _copied(self.dense, dtype)
+        copied = TextEncoder(_copied(self.model, dtype), self.tokenizer, self.settings, self.name, dense)
+        # What is no parameter; a model's own way of conversion refuses weights that are quantised.
+        return copied.to(dtype)
 
     def fingerprint(self) -> str:
         """A hash of weights, vocabulary and settings: two encoders with the same one give the same vectors."""
@@ -225,10 +226,10 @@ def check_finite(vectors: FloatArray, encoder: TextEncoder) -> None:
         raise InputError(f"The encoder {encoder.name} gave vectors that are not finite; try --precision fp32.")
 
 
-def _converted(module: M, dtype: torch.dtype) -> M:
-    """A copy with weights of `dtype`, without one in their own type on the way."""
+def _copied(module: M, dtype: torch.dtype) -> M:
+    """A copy whose weights are of `dtype`, without one in their own type on the way."""
     weights = [weight for weight in module.parameters() if weight.is_floating_point()]
     converted = [nn.Parameter(weight.detach().to(dtype), weight.requires_grad) for weight in weights]
     # What copy finds there, it takes for the copy.
     known = {id(weight): new for weight, new in zip(weights, converted, strict=True)}
-    return copy.deepcopy(module, known).to(dtype)
+    return copy.deepcopy(module, known)

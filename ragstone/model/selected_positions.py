@@ -59,6 +59,8 @@ def without_zero_bias(model: Any) -> Iterator[None]:
     BART and its like have one, in float32 whatever they compute in, and the sum with it is another tensor of the size
     of the scores, or twice their size. On a GPU, which would have to be waited for, it is not looked at.
     """
+    # An attribute that is set on LoRA's wrapper hides the model's own, which goes on to be used.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     bias = getattr(model, BIAS, None)
     if not isinstance(bias, torch.Tensor) or bias.device.type != "cpu" or bias.any():
         yield

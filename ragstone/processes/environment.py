@@ -70,8 +70,9 @@ def refuse_other_training() -> None:
         InputError: it was told to divide or compile the model.
     """
     for name, what in ACCELERATE.items():
-        if os.environ.get(name, "no").lower() not in ("no", "false"):
+        if os.environ.get(name, "").lower() not in ("", "0", "no", "false"):
             raise InputError(
                 f"accelerate launch was told to train with {what} ({name}), but each process here trains the whole "
-                "model as it is; leave that out, and take no --config_file that has it."
+                "model as it is; leave that out, and have it in no --config_file and not in "
+                "what accelerate config has written."
             )

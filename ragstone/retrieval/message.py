@@ -54,14 +54,14 @@ def decode(message: Message) -> Retrieved:
 
 
 def encode_found(scores: FloatArray, ids: IntArray) -> bytes:
-    """What a search found, `scores` and `ids` [B, N], one behind the other."""
-    return scores.astype(np.float32, copy=False).tobytes() + ids.astype(np.int64, copy=False).tobytes()
+    """What a search found, `scores` and `ids` [B, N]: the ids, whose place must be a multiple of 8, and the scores."""
+    return ids.astype(np.int64, copy=False).tobytes() + scores.astype(np.float32, copy=False).tobytes()
 
 
 def decode_found(message: bytes, questions: int) -> tuple[FloatArray, IntArray]:
     """Scores and ids [B, N] from the message of a search for B `questions`, at least one."""
     own = bytearray(message)
-    # 4 bytes of each score, then 8 of each id.
+    # 8 bytes of each id, then 4 of each score.
     size = len(own) // 12
-    scores, ids = np.frombuffer(own, np.float32, size), np.frombuffer(own, np.int64, size, offset=4 * size)
+    ids, scores = np.frombuffer(own, np.int64, size), np.frombuffer(own, np.float32, size, offset=8 * size)
     return scores.reshape(questions, -1), ids.reshape(questions, -1)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from ragstone.errors import InputError
 from ragstone.index.threads import WithThreads
@@ -77,9 +77,21 @@ class InEveryProcess:
 
     def open_source(self, location: SourceLocation) -> KnowledgeSource:
         """The source alone, with nothing made ready for a search by vectors; raises as `open` does."""
-        source = KnowledgeSource(Path(location.passages_path), location.index)
-        first, *others = self.processes.gather(source.info().content)
-        for rank, other in enumerate(others, 1):
+        opened: KnowledgeSource | InputError
+        said: dict[str, Any]
+        try:
+            opened = KnowledgeSource(Path(location.passages_path), location.index)
+            said = {"content": opened.info().content}
+        except InputError as error:
+            opened, said = error, {"refused": str(error)}
+        # One that raised alone would leave the others waiting.
+        first, *others = self.processes.gather(said)
+        if isinstance(opened, InputError):
+            raise opened
+        source = opened
+        for rank, other in enumerate([first, *others]):
+            if "refused" in other:
+                raise InputError(f"Rank {rank} cannot open the knowledge source: {other['refused']}")
             if other != first:
                 raise InputError(
                     f"The knowledge source {source.folder} is not the same for rank {rank} as for rank 0; put one "

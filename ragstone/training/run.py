@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ragstone.allocation import keeping_freed_memory
+from ragstone.allocation import give_freed_memory_back, keeping_freed_memory
 from ragstone.data.examples import Split, read_examples
 from ragstone.evaluation.score import measure_answers
 from ragstone.model.decoding import Decoding
@@ -145,7 +145,7 @@ def _together(plan: RunPlan) -> Iterator[_Team]:
     """The processes of the run. All but the first keep silent."""
     device = training_device(plan.gpus, place().local_rank)
     with (
-        keeping_freed_memory(),
+        keeping_freed_memory() if device.type == "cpu" else nullcontext(),
         joined(device, plan.timeout) as processes,
         nullcontext() if processes.place.is_first else silence(),
     ):
@@ -172,6 +172,7 @@ def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
             result = _train(plan, team.processes, accelerator, examples["train"], examples["val"], started)
             # The model that answers is opened anew, and the trained one would stay beside it with its optimiser.
             accelerator.free_memory()
+            give_freed_memory_back()
         if plan.predicts:
             scores = _predict(plan, team.processes, accelerator, examples["test"])
             result = dataclasses.replace(result, test=scores)

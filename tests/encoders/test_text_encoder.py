@@ -79,7 +79,7 @@ def test_bf16_is_near(encoder: TextEncoder) -> None:
     assert encoder.embed(TEXTS).tolist() == exact.tolist(), "the weights themselves must stay as they were"
 
 
-def test_a_converted_encoder_shares_all_but_the_weights(encoder: TextEncoder) -> None:
+def test_a_converted_encoder_has_its_own_modules_with_the_same_settings(encoder: TextEncoder) -> None:
     converted = encoder.in_precision("bf16")
     assert converted.tokenizer is encoder.tokenizer and converted.settings == encoder.settings
     assert {weight.dtype for weight in converted.parameters()} == {torch.bfloat16}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ragstone import allocation
 from ragstone.encoders.load import load_encoder
 from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder
@@ -53,6 +54,13 @@ def test_vectors_that_are_not_finite_are_refused(encoder: TextEncoder) -> None:
     next(encoder.parameters()).data.fill_(float("nan"))
     with pytest.raises(InputError, match="gave vectors that are not finite"):
         next(embed_groups(iter([PASSAGES]), encoder, batch_size=2))
+
+
+def test_freed_memory_is_kept_meanwhile(encoder: TextEncoder) -> None:
+    if allocation._glibc() is None:
+        pytest.skip("not glibc, or set up by the environment")
+    kept = [allocation._keeping for _ in embed_groups(iter([PASSAGES[:2], PASSAGES[2:4]]), encoder, batch_size=2)]
+    assert [*kept, allocation._keeping] == [1, 1, 0]
 
 
 def test_the_weights_are_converted_once(encoder: TextEncoder, tmp_path: Path) -> None:

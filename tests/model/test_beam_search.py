@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.model import beam_search as module
 from ragstone.model.decoding import Decoding
+from ragstone.model.lora import LoraSettings, add_adapters
 from ragstone.model.selected_positions import without_zero_bias
 from ragstone.model.seq2seq import Seq2SeqContexts, Seq2SeqGenerator
 from tests.model.families import FAIRSEQ_IDS, SMALL
@@ -151,3 +152,15 @@ def test_zeros_are_not_added_to_scores(bias: float, expected: torch.dtype) -> No
     assert (found is given[1]) == (bias == 0) and type(found) is torch.Tensor
     assert torch.equal(found.float(), plain.float())
     assert model.final_logits_bias is own and own.shape == (1, 40)
+
+
+def test_nor_are_they_under_adapters() -> None:
+    config = BartConfig(vocab_size=40, max_position_embeddings=32, decoder_start_token_id=2, **FAIRSEQ_IDS, **SMALL)
+    base: Any = BartForConditionalGeneration(config).eval()
+    own, ids = base.final_logits_bias, torch.tensor([[3, 4]])
+    model = add_adapters(base, LoraSettings(r=2, alpha=4))
+    given: list[torch.Tensor] = []
+    base.lm_head.register_forward_hook(lambda _, __, scores: given.append(scores))
+    with torch.no_grad(), without_zero_bias(model):
+        assert model(input_ids=ids, decoder_input_ids=ids).logits is given[0]
+    assert base.final_logits_bias is own and "final_logits_bias" not in vars(model)

@@ -58,7 +58,7 @@ def test_a_senseless_environment(monkeypatch: pytest.MonkeyPatch, name: str, val
 def test_accelerate_launch_that_is_to_do_more(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for known in ACCELERATE:
         monkeypatch.delenv(known, raising=False)
-    for off in (None, "false", "NO", "no"):
+    for off in (None, "false", "NO", "no", "0", ""):
         if off is not None:
             monkeypatch.setenv(name, off)
         refuse_other_training()
