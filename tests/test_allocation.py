@@ -61,7 +61,7 @@ def keep_and_let_go() -> tuple[list[bool], list[float]]:
 
 
 def give() -> tuple[float, float, bool]:
-    """Blocks that are held of four that were freed, before and after they are given back; whether the next is mapped."""
+    """Blocks held of four that were freed, before and after they are given back; whether the next is mapped."""
     with keeping_freed_memory():
         before = held()
         np.ones(4 * BLOCK, dtype=np.uint8)
