@@ -100,7 +100,8 @@ def test_stopped_on_the_way_it_leaves_nothing(leaves_nothing: None, number: sign
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "two_hosts: interrupted"
+    # Where a command was just being started, Python adds that nobody has closed its pipe.
+    assert "two_hosts: interrupted" in err.splitlines()
     assert len(made) == 2
 
 
