@@ -85,19 +85,18 @@ class InEveryProcess:
         except InputError as error:
             opened, said = error, {"refused": str(error)}
         # One that raised alone would leave the others waiting.
-        first, *others = self.processes.gather(said)
+        everyone = self.processes.gather(said)
         if isinstance(opened, InputError):
             raise opened
-        source = opened
-        for rank, other in enumerate([first, *others]):
+        for rank, other in enumerate(everyone):
             if "refused" in other:
                 raise InputError(f"Rank {rank} cannot open the knowledge source: {other['refused']}")
-            if other != first:
+            if other != everyone[0]:
                 raise InputError(
-                    f"The knowledge source {source.folder} is not the same for rank {rank} as for rank 0; put one "
+                    f"The knowledge source {opened.folder} is not the same for rank {rank} as for rank 0; put one "
                     "version of it on all hosts."
                 )
-        return source
+        return opened
 
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes."""

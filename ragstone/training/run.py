@@ -145,7 +145,7 @@ def _together(plan: RunPlan) -> Iterator[_Team]:
     """The processes of the run. All but the first keep silent."""
     device = training_device(plan.gpus, place().local_rank)
     with (
-        keeping_freed_memory() if device.type == "cpu" else nullcontext(),
+        keeping_freed_memory(),
         joined(device, plan.timeout) as processes,
         nullcontext() if processes.place.is_first else silence(),
     ):
