@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ragstone.model.runs import runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at, vocabulary_layer, without_zero_bias
 from ragstone.model.shared_attention import share_contexts
 from ragstone.model.shared_lookup import looked_up_once
+from ragstone.model.without_padding import only_tokens
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,11 @@ class Seq2SeqGenerator:
             contexts = contexts.select(torch.arange(len(contexts), device=labels.device).repeat_interleave(answers))
         labels = labels.flatten(0, 1)
         positions = labels != IGNORED if places is None else places.flatten(0, 1)
-        with only_at(positions, vocabulary_layer(self.model)), without_zero_bias(self.model):
+        with (
+            only_at(positions, vocabulary_layer(self.model)),
+            without_zero_bias(self.model),
+            only_tokens(contexts.states, contexts.attention_mask, self.model.get_decoder()),
+        ):
             output = self.model(
                 encoder_outputs=contexts.output,
                 attention_mask=contexts.attention_mask,
@@ -215,10 +221,15 @@ class _Seq2SeqWriting:
         if not self._shares_contexts and len(self._contexts) < len(tokens):
             rows = torch.arange(self._read, device=tokens.device).repeat_interleave(len(tokens) // self._read)
             self._contexts = self._contexts.select(rows)
-        with without_zero_bias(self._model):
+        contexts = self._contexts
+        with ExitStack() as stack:
+            stack.enter_context(without_zero_bias(self._model))
+            if not self._cache.get_seq_length():
+                decoder = self._model.get_decoder()
+                stack.enter_context(only_tokens(contexts.states, contexts.attention_mask, decoder))
             output = self._model(
-                encoder_outputs=self._contexts.output,
-                attention_mask=self._contexts.attention_mask,
+                encoder_outputs=contexts.output,
+                attention_mask=contexts.attention_mask,
                 decoder_input_ids=tokens[:, None],
                 past_key_values=self._cache,
                 use_cache=True,
