@@ -108,7 +108,9 @@ def assert_the_same_run(folder: Path, other: Path) -> None:
     assert predictions[0] == predictions[1]
 
 
-@pytest.mark.parametrize("retriever", ["pytorch", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))])
+@pytest.mark.parametrize(
+    "retriever", ["pytorch", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.xdist_group("ray")])]
+)
 def test_two_processes_make_the_run_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], base: dict[str, Any], alone: Path, retriever: str
 ) -> None:
@@ -324,19 +326,26 @@ def begin_unlike(task: tuple[dict[str, Any], dict[str, Any]]) -> None:
     run(run_plan(parse_settings(FinetuneSettings, words(mine)[1:], "ragstone", "")))
 
 
-def test_processes_that_were_started_differently(tmp_path: Path, base: dict[str, Any], pairs_folder: Path) -> None:
+def assert_differences_are_told(flags: dict[str, Any], others: dict[str, Any], named: str) -> None:
     """As on several hosts; before anything that they do together depends on it."""
-    flags = {**base, "output_dir": tmp_path / "run"}
+    with pytest.raises(InputError, match=f"^Rank 1 was started differently from rank 0: .*{named}"):
+        launch(begin_unlike, (flags, others), 2)
+    assert not Path(flags["output_dir"]).exists()
+
+
+def test_processes_that_were_given_other_flags(tmp_path: Path, base: dict[str, Any]) -> None:
+    others = {"learning_rate": 0.1, "distributed_retriever": "ray"}
+    named = "--distributed_retriever .ray there, pytorch for"
+    assert_differences_are_told({**base, "output_dir": tmp_path / "run"}, others, named)
+
+
+@pytest.mark.slow
+def test_processes_that_were_given_other_examples(tmp_path: Path, base: dict[str, Any], pairs_folder: Path) -> None:
     data = Path(shutil.copytree(pairs_folder, tmp_path / "data"))
     answers = (data / "test.target").read_text(encoding="utf-8").splitlines()
     (data / "test.target").write_text("\n".join(answers[::-1]) + "\n", encoding="utf-8")
-    for others, named in (
-        ({"learning_rate": 0.1, "distributed_retriever": "ray"}, "--distributed_retriever .ray there, pytorch for"),
-        ({"data_dir": data}, "the examples of test;"),
-    ):
-        with pytest.raises(InputError, match=f"^Rank 1 was started differently from rank 0: .*{named}"):
-            launch(begin_unlike, (flags, others), 2)
-        assert not (tmp_path / "run").exists()
+    flags = {**base, "output_dir": tmp_path / "run"}
+    assert_differences_are_told(flags, {"data_dir": data}, "the examples of test;")
 
 
 def test_the_port_that_is_given_is_the_one_that_is_used(

@@ -157,7 +157,7 @@ def run(cluster: None, documents: Path, encoder: MarkingEncoder, tmp_path_factor
     early = {path: path.stat().st_mtime_ns for path in finished(parts)}
     for path in encoder.folder.iterdir():
         path.unlink()
-    encoder.pause, encoder.waits_for = 1.0, 2
+    encoder.pause, encoder.waits_for = 0.5, 2
     seen: dict[str, Any] = {}
 
     def kill() -> None:

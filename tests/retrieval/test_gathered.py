@@ -67,15 +67,22 @@ def open_nothing(folder: str) -> None:
         InFirstProcess(processes).open(SourceLocation(folder))
 
 
-def look_for_a_name(task: tuple[str, str]) -> None:
-    """What each process does: the second one has nothing in the hub's cache."""
+def look_for_a_name(task: tuple[str, str]) -> list[str]:
+    """What each process does, before and after the first one has something in the hub's cache; the first's refusals."""
     from huggingface_hub import constants
 
     checkpoint, cache = task
+    refusals = []
     with joined(torch.device("cpu"), 60) as processes:
         assert isinstance(processes, ProcessGroup)
         constants.HF_HUB_CACHE = cache if processes.place.is_first else "/nowhere"
-        refuse_unsearchable(ModelRequest(checkpoint, index_name="compressed", retrieval=InFirstProcess(processes)))
+        request = ModelRequest(checkpoint, index_name="compressed", retrieval=InFirstProcess(processes))
+        with pytest.raises(InputError) as refused:
+            refuse_unsearchable(request)
+        refusals.append(str(refused.value))
+        processes.on_first(lambda: write_published(Path(cache)))
+        refuse_unsearchable(request)
+        return processes.gather(refusals)
 
 
 def search_and_weigh(folder: str) -> Any:
@@ -133,8 +140,6 @@ def test_the_memory_of_the_others_does_not_grow_with_the_index(tmp_path: Path) -
 
 
 def test_a_named_index_is_needed_by_the_first_process_alone(tmp_path: Path, checkpoint_folder: Path) -> None:
-    task = str(checkpoint_folder), str(tmp_path)
-    with pytest.raises(InputError, match=r"^The index 'compressed' of wiki_dpr is not in the"):
-        launch(look_for_a_name, task, 2)
-    write_published(tmp_path)
-    launch(look_for_a_name, task, 2)
+    first, second = launch(look_for_a_name, (str(checkpoint_folder), str(tmp_path)), 2)
+    assert first == second
+    assert first.startswith("The index 'compressed' of wiki_dpr is not in the")
