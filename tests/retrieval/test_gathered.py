@@ -67,22 +67,20 @@ def open_nothing(folder: str) -> None:
         InFirstProcess(processes).open(SourceLocation(folder))
 
 
-def look_for_a_name(task: tuple[str, str]) -> list[str]:
-    """What each process does, before and after the first one has something in the hub's cache; the first's refusals."""
+def look_for_a_name(task: tuple[str, str]) -> Any:
+    """What each process does, before and after the first one has something in the hub's cache; each one's refusal."""
     from huggingface_hub import constants
 
     checkpoint, cache = task
-    refusals = []
     with joined(torch.device("cpu"), 60) as processes:
         assert isinstance(processes, ProcessGroup)
         constants.HF_HUB_CACHE = cache if processes.place.is_first else "/nowhere"
         request = ModelRequest(checkpoint, index_name="compressed", retrieval=InFirstProcess(processes))
         with pytest.raises(InputError) as refused:
             refuse_unsearchable(request)
-        refusals.append(str(refused.value))
-        processes.on_first(lambda: write_published(Path(cache)))
+        processes.on_first(lambda: str(write_published(Path(cache))))
         refuse_unsearchable(request)
-        return processes.gather(refusals)
+        return processes.gather(str(refused.value))
 
 
 def search_and_weigh(folder: str) -> Any:

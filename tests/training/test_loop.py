@@ -248,6 +248,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         with torch.nn.modules.module.register_module_forward_pre_hook(counting):
             trainer, _ = train(
                 LoopSettings(epochs=1, train_batch_size=10),
+                optimization=STEADY,
                 name=checkpoint_folder if generator == "rag" else t5_folder,
                 gradient_checkpointing=checkpointing,
             )
