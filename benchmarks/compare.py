@@ -118,7 +118,8 @@ def run(settings: Settings) -> None:
     Raises:
         InputError: data that cannot be used, or the sides do not agree.
     """
-    bench = Bench(material(settings), settings.size, settings.repeats, settings.precise)
+    size = settings.size if settings.checkpoint is None else f"of {settings.checkpoint.name}"
+    bench = Bench(material(settings), size, settings.repeats, settings.precise)
     records: list[Record] = []
     for name in settings.only.split(","):
         found = bench.open(settings.opened) if name == OPEN else bench.compare(name)
