@@ -36,10 +36,10 @@ def only_tokens(states: torch.Tensor, attention_mask: torch.Tensor, decoder: Any
     """[M, D], put together once for all layers."""
 
     def pack(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        return (tokens,) if arguments[0] is states else None
+        return (tokens,) if arguments and arguments[0] is states else None
 
     def unpack(_: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        if arguments[0] is not tokens:
+        if not arguments or arguments[0] is not tokens:
             return None
         padded = output.new_zeros(attention_mask.numel(), output.shape[-1])
         return padded.index_copy_(0, places, output).view(*attention_mask.shape, -1)
