@@ -13,7 +13,8 @@ import ragstone
 PACKAGE = Path(ragstone.__file__).parent
 ORDER = (
     ("errors", "types"),
-    ("allocation", "flags", "interrupt", "memory", "output", "progress", "prompt_template", "replacement", "weights"),
+    ("allocation", "denormals", "flags", "interrupt", "memory", "output", "progress"),
+    ("prompt_template", "replacement", "weights"),
     ("importing",),
     ("settings",),
     ("processes",),

@@ -17,6 +17,7 @@ from torch import nn
 
 from ragstone.allocation import keeping_freed_memory
 from ragstone.data.dpr import RetrieverExample
+from ragstone.denormals import flushing_denormals
 from ragstone.encoders.precision import Precision, autocast
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
@@ -130,6 +131,7 @@ def evaluate_retriever(
 
 
 @keeping_freed_memory()
+@flushing_denormals()
 def train_encoders(
     question_encoder: TextEncoder,
     passage_encoder: TextEncoder,

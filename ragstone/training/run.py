@@ -20,6 +20,7 @@ import torch
 
 from ragstone.allocation import give_freed_memory_back, keeping_freed_memory
 from ragstone.data.examples import Split, read_examples
+from ragstone.denormals import flushing_denormals
 from ragstone.evaluation.score import measure_answers
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
@@ -146,6 +147,7 @@ def _together(plan: RunPlan) -> Iterator[_Team]:
     device = training_device(plan.gpus, place().local_rank)
     with (
         keeping_freed_memory(),
+        flushing_denormals(),
         joined(device, plan.timeout) as processes,
         nullcontext() if processes.place.is_first else silence(),
     ):

@@ -1,0 +1,65 @@
+"""Denormal numbers, in processes whose threads have computed nothing yet."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+from ragstone.denormals import flushing_denormals
+
+MANY = 2**22
+"""Numbers, so many that all threads have their part of them."""
+
+
+def denormals() -> int:
+    """How many come out where there are no others, on two threads."""
+    torch.set_num_threads(2)
+    return int((torch.full((MANY,), 1e-30) * 1e-10).count_nonzero())
+
+
+def products() -> int:
+    """How many come out of a matrix product, whose threads are those of another library."""
+    torch.set_num_threads(2)
+    return int((torch.full((2000, 500), 1e-20) @ torch.full((500, 2000), 1e-21)).count_nonzero())
+
+
+def within() -> list[int]:
+    with flushing_denormals():
+        found = [products(), denormals()]
+        with flushing_denormals():
+            pass
+        return [*found, int(torch.tensor(1e-38) * 0.1 != 0)]
+
+
+def behind() -> list[int]:
+    """One number, by this thread itself."""
+    try:
+        with flushing_denormals():
+            raise FileNotFoundError
+    except FileNotFoundError:
+        return [int(torch.tensor(1e-38) * 0.1 != 0)]
+
+
+@pytest.fixture
+def process() -> Iterator[ProcessPoolExecutor]:
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormal numbers")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def test_there_are_denormal_numbers_without(process: ProcessPoolExecutor) -> None:
+    assert process.submit(denormals).result() == MANY
+    assert process.submit(products).result() == 2000 * 2000
+
+
+def test_all_threads_flush_them_within_the_block(process: ProcessPoolExecutor) -> None:
+    assert process.submit(within).result() == [0, 0, 0]
+
+
+def test_it_ends_with_the_block(process: ProcessPoolExecutor) -> None:
+    assert process.submit(behind).result() == [1]
