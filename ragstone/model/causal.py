@@ -25,6 +25,7 @@ from ragstone.model.prompt import Wrapping
 from ragstone.model.row_by_row import RowByRow
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at, vocabulary_layer
+from ragstone.model.shared_lookup import SharedTable
 from ragstone.model.side_by_side import SideBySide
 
 ANSWER_ROOM = 64
@@ -123,17 +124,21 @@ class CausalGenerator:
         prompts = [row for row in contexts.ids for _ in range(answers)]
         rows = [row for row, target in enumerate(targets) if target]
         lengths = [len(prompts[row]) + len(targets[row]) - 1 for row in rows]
+        texts = [torch.tensor(prompts[row] + targets[row][:-1]) for row in rows]
+        filler, embedding, layer = self._ends[0], self.model.get_input_embeddings(), vocabulary_layer(self.model)
+        table = SharedTable(embedding)
         found, order = [], []
-        for run in runs_of_like_length(lengths, tokens_at_once(contexts.device)):
-            texts = [torch.tensor(prompts[rows[i]] + targets[rows[i]][:-1]) for i in run]
-            ids = pad_sequence(texts, batch_first=True, padding_value=self._ends[0]).to(contexts.device)
-            places = torch.arange(ids.shape[1], device=ids.device)
-            ends = torch.tensor([lengths[i] for i in run], device=ids.device)[:, None]
-            counts = torch.tensor([len(targets[rows[i]]) for i in run], device=ids.device)[:, None]
-            with only_at((places >= ends - counts) & (places < ends), vocabulary_layer(self.model)):
-                output = self.model(input_ids=ids, attention_mask=(places < ends).long(), use_cache=False)
-            found.append(output.logits.squeeze(0))
-            order += [rows[i] for i in run]
+        with table.looked_up_once(torch.cat([torch.tensor([filler]), *texts]).to(contexts.device), embedding):
+            for run in runs_of_like_length(lengths, tokens_at_once(contexts.device)):
+                ids = pad_sequence([texts[i] for i in run], batch_first=True, padding_value=filler).to(contexts.device)
+                places = torch.arange(ids.shape[1], device=ids.device)
+                ends = torch.tensor([lengths[i] for i in run], device=ids.device)[:, None]
+                counts = torch.tensor([len(targets[rows[i]]) for i in run], device=ids.device)[:, None]
+                with only_at((places >= ends - counts) & (places < ends), layer):
+                    mask = (places < ends).long()
+                    output = table.call(self.model, layer, input_ids=ids, attention_mask=mask, use_cache=False)
+                found.append(output.logits.squeeze(0))
+                order += [rows[i] for i in run]
         if order == rows:
             return torch.cat(found)
         pieces = dict(zip(order, torch.cat(found).split([len(targets[row]) for row in order]), strict=True))

@@ -25,7 +25,7 @@ from ragstone.model.marginal_search import search_answers
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at, vocabulary_layer, without_zero_bias
 from ragstone.model.shared_attention import share_contexts
-from ragstone.model.shared_lookup import looked_up_once
+from ragstone.model.shared_lookup import SharedTable
 from ragstone.model.without_padding import only_tokens
 
 
@@ -37,6 +37,8 @@ class Seq2SeqContexts:
     """[R, S, D]"""
     attention_mask: torch.Tensor
     """[R, S]"""
+    table: SharedTable
+    """The encoder's token embeddings."""
     kind: type[Any] = BaseModelOutput
     """What the encoder gives: decoders with experts look for those of the encoder in it."""
 
@@ -96,9 +98,11 @@ class Seq2SeqGenerator:
         longest = max(map(len, ids))
         runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(self.model.device))
         encoder = self.model.get_encoder()
+        embedding = encoder.get_input_embeddings()
+        table = SharedTable(embedding)
         tokens = torch.tensor([self.tokenizer.pad_token_id, *{token for row in ids for token in row}])
         states, masks = [], []
-        with looked_up_once(tokens.to(self.model.device), encoder.get_input_embeddings()):
+        with table.looked_up_once(tokens.to(self.model.device), embedding):
             for rows in runs:
                 batch = self.tokenizer.pad(
                     {"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt"
@@ -114,7 +118,7 @@ class Seq2SeqGenerator:
                 states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
                 masks.append(pad(mask, (0, missing)))
         place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
-        return Seq2SeqContexts(torch.cat(states).index_select(0, place), torch.cat(masks)[place], type(output))
+        return Seq2SeqContexts(torch.cat(states).index_select(0, place), torch.cat(masks)[place], table, type(output))
 
     def target_logits(
         self, contexts: Seq2SeqContexts, labels: torch.Tensor, places: torch.Tensor | None = None
@@ -125,15 +129,19 @@ class Seq2SeqGenerator:
             contexts = contexts.select(torch.arange(len(contexts), device=labels.device).repeat_interleave(answers))
         labels = labels.flatten(0, 1)
         positions = labels != IGNORED if places is None else places.flatten(0, 1)
+        decoder, layer, written = self.model.get_decoder(), vocabulary_layer(self.model), self._shift_right(labels)
         with (
-            only_at(positions, vocabulary_layer(self.model)),
+            only_at(positions, layer),
             without_zero_bias(self.model),
-            only_tokens(contexts.states, contexts.attention_mask, self.model.get_decoder()),
+            only_tokens(contexts.states, contexts.attention_mask, decoder),
+            contexts.table.looked_up_once(written, decoder.get_input_embeddings()),
         ):
-            output = self.model(
+            output = contexts.table.call(
+                self.model,
+                layer,
                 encoder_outputs=contexts.output,
                 attention_mask=contexts.attention_mask,
-                decoder_input_ids=self._shift_right(labels),
+                decoder_input_ids=written,
                 use_cache=False,
             )
         return output.logits.squeeze(0)

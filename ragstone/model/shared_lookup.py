@@ -1,4 +1,7 @@
-"""Token embeddings for several passes of a model, looked up once. Shapes: M different tokens, D dimensions."""
+"""A table of token embeddings that is read in several places, with one gradient.
+
+Shapes: M different tokens, V vocabulary, D dimensions.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,100 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 
-@contextmanager
-def looked_up_once(tokens: torch.Tensor, embedding: Any) -> Iterator[None]:
-    """Let `embedding` look each of `tokens` up once, for all passes within the with-block.
+class SharedTable:
+    """Token embeddings that encoder, decoder and vocabulary layer share.
 
-    On the way back, every look at a table of embeddings makes a gradient of the whole table, most of it zeros, which
-    costs as much as encoding a few texts.
-
-    Args:
-        tokens: all that the passes ask for, and others; of any shape.
-        embedding: a module that gives a vector for each token, whatever stands around it.
+    On the way back, every look at a table makes a gradient of the whole table, most of it zeros, and all of them are
+    added up, which costs as much as encoding some texts. Here each reader is handed the table by the reader before it,
+    and so hands back the one gradient that there is, with its own part added.
     """
-    known = tokens.unique()
-    vectors = embedding(known)
-    """[M, D]"""
 
-    def take(_: Any, arguments: tuple[torch.Tensor], __: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.embedding(torch.searchsorted(known, arguments[0]), vectors)
+    def __init__(self, embedding: Any) -> None:
+        """The table of `embedding`, a module that gives a vector for each token, whatever stands around it."""
+        self._weight: Any = getattr(embedding, "weight", None)
+        self._handed_on: Any = self._weight
 
-    handle = embedding.register_forward_hook(take)
-    try:
-        yield
-    finally:
-        handle.remove()
+    @contextmanager
+    def looked_up_once(self, tokens: torch.Tensor, embedding: Any) -> Iterator[None]:
+        """Let `embedding` look each of `tokens` up once, for all passes within the with-block that have gradients.
+
+        Args:
+            tokens: all that the passes ask for, and others; of any shape.
+            embedding: a module whose weights are this table, or another one.
+        """
+        if not torch.is_grad_enabled():
+            yield
+            return
+        known = tokens.unique()
+        vectors = self._look_up(known, embedding)
+        """[M, D]"""
+
+        def take(_: Any, arguments: tuple[torch.Tensor], __: torch.Tensor) -> torch.Tensor:
+            return nn.functional.embedding(torch.searchsorted(known, arguments[0]), vectors)
+
+        handle = embedding.register_forward_hook(take)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def call(self, model: Any, layer: Any, **inputs: Any) -> Any:
+        """What `model` gives, whose vocabulary `layer` reads this table next, if it is its own."""
+        if self._handed_on is self._weight or layer.weight is not self._weight:
+            return model(**inputs)
+        name = next(name for name, module in model.named_modules() if module is layer)
+        return functional_call(model, {f"{name}.weight": self._handed_on}, (), inputs, tie_weights=False)
+
+    def _look_up(self, known: torch.Tensor, embedding: Any) -> torch.Tensor:
+        if not (embedding.weight is self._weight and self._weight.requires_grad and _is_plain(embedding)):
+            vectors: torch.Tensor = embedding(known)
+            return vectors
+        padding = embedding.padding_idx
+        rows, self._handed_on = _Rows.apply(self._handed_on, known, padding)
+        # The rows are not where padding has its number.
+        embedding.padding_idx = None
+        try:
+            return functional_call(embedding, {"weight": rows}, torch.arange(len(known), device=known.device))
+        finally:
+            embedding.padding_idx = padding
+
+
+def _is_plain(embedding: Any) -> bool:
+    """Whether a module gives rows of its table, be they scaled."""
+    return isinstance(embedding, nn.Embedding) and not (
+        embedding.max_norm or embedding.scale_grad_by_freq or embedding.sparse
+    )
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table, and the table once more, for its next reader."""
+
+    @staticmethod
+    def forward(
+        context: Any, table: torch.Tensor, rows: torch.Tensor, padding: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows [M, D] and the table [V, D]; the row `padding` gets no gradient from here."""
+        context.set_materialize_grads(False)
+        context.save_for_backward(rows)
+        context.padding, context.shape = padding, table.shape
+        return table[rows], table.view_as(table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        context: Any, of_rows: torch.Tensor | None, of_table: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, None, None]:
+        """The gradient that comes from the readers behind this one, with that of the rows added in its place."""
+        (rows,) = context.saved_tensors
+        if of_rows is None:
+            return of_table, None, None
+        if context.padding is not None:
+            of_rows = of_rows.masked_fill((rows == context.padding).unsqueeze(1), 0)
+        if of_table is None:
+            of_table = of_rows.new_zeros(context.shape)
+        return of_table.index_add_(0, rows, of_rows), None, None

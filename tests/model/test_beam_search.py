@@ -14,6 +14,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.lora import LoraSettings, add_adapters
 from ragstone.model.selected_positions import without_zero_bias
 from ragstone.model.seq2seq import Seq2SeqContexts, Seq2SeqGenerator
+from ragstone.model.shared_lookup import SharedTable
 from tests.model.families import FAIRSEQ_IDS, SMALL
 
 GROUPS = 6
@@ -50,7 +51,7 @@ def contexts() -> Seq2SeqContexts:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([3, 9, 4, 9, 6, 1])
     states = 2 * torch.randn(GROUPS, 9, SMALL["d_model"], generator=generator)
-    return Seq2SeqContexts(states, (torch.arange(9) < lengths[:, None]).long())
+    return Seq2SeqContexts(states, (torch.arange(9) < lengths[:, None]).long(), SharedTable(None))
 
 
 def _theirs(generator: Seq2SeqGenerator, contexts: Seq2SeqContexts, options: dict[str, Any]) -> list[list[list[int]]]:

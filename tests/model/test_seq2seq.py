@@ -16,6 +16,7 @@ from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.model.reader import Reader
 from ragstone.model.seq2seq import Seq2SeqContexts, Seq2SeqGenerator
+from ragstone.model.shared_lookup import SharedTable
 from tests.conftest import join_models
 from tests.model.families import FAMILIES, POSITIONS, SMALL, open_family
 
@@ -198,7 +199,7 @@ def test_another_vocabulary_to_write_than_to_read() -> None:
     generator = Seq2SeqGenerator(model, None)
     ids = torch.tensor([[1, 2, 3, 0]])
     states = model.get_encoder()(input_ids=ids).last_hidden_state
-    contexts = Seq2SeqContexts(states, torch.ones_like(ids))
+    contexts = Seq2SeqContexts(states, torch.ones_like(ids), SharedTable(None))
     options = {"num_beams": 3, "num_return_sequences": 3, "max_length": 7}
     (found,) = generator.search(contexts, torch.zeros(1, 1), Decoding(bad_words_ids=(), **options))
     expected = MarianMTModel.generate(model, input_ids=ids, **options)[:, 1:].tolist()
