@@ -6,7 +6,8 @@
 --data_dir holds knowledge.tsv; train, val and test .source and .target. What is made of it (knowledge source,
 tokenizer, checkpoint) stays in --work_dir for the next run. Both sides do each work in fp32 and in bf16 in turn; what
 they give is compared before a time counts. A record is written for equal arithmetic (fp32) and one for the precision in
-which each side is fastest. Peak memory is that of a fresh process that does the work once.
+which each side is fastest. Peak memory is that of a fresh process that does the work once. A training step is timed,
+and its memory measured, behind some others.
 """
 
 from __future__ import annotations

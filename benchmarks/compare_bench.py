@@ -274,7 +274,7 @@ def parts(work: Work, side: Ragstone, inputs: Inputs, precision: Precision) -> d
     """Seconds of one run, which another has warmed up, by the part of the model in which they pass."""
     side.precision, side.timeline = precision, Timeline()
     with side.settings():
-        work.do(side, inputs)
+        (work.settles or work.do)(side, inputs)
         with side.watched():
             side.timeline.start()
             work.do(side, inputs)

@@ -1,5 +1,7 @@
 """One side of compare does one work once, in a process of its own, and says what came out, in a line of JSON.
 
+A work that settles does so first.
+
     python -m benchmarks.compare_once FOLDER SIDE WORK PRECISION
 
 FOLDER holds what Task.save wrote.
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     task = Task.load(Path(folder))
     with opened(task, side) as does:
         does.precision = _precision(precision)
+        if (settle := WORKS[work].settles) is not None:
+            settle(does, task.inputs)
         began = time.perf_counter()
         result = WORKS[work].do(does, task.inputs)
         seconds = time.perf_counter() - began

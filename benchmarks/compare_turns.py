@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.compare_once import Task, opened
-from benchmarks.compare_works import WORKS
+from benchmarks.compare_sides import Side
+from benchmarks.compare_works import WORKS, Inputs
 from ragstone.encoders.precision import Precision
 
 Variant = tuple[str, Precision]
 """A side and what it computes in."""
+Turn = Literal["work", "warm up", "settle"]
+"""The work itself; the little of it that warms up, or the work where there is no such; what settles a process."""
 
 
 class SideProcess:
@@ -43,14 +46,14 @@ class SideProcess:
         self._connection.close()
         self._process.join()
 
-    def do(self, work: str, precision: Precision, *, warms_up: bool = False) -> tuple[float, Any]:
-        """Seconds of a work, and what came out; or of the little of it that warms up, if there is that.
+    def do(self, work: str, precision: Precision, turn: Turn = "work") -> tuple[float, Any]:
+        """Seconds of a turn, and what came out.
 
         Raises:
             RuntimeError: the process has died; it has said why.
         """
         try:
-            self._connection.send((work, precision, warms_up))
+            self._connection.send((work, precision, turn))
             found: tuple[float, Any] = self._connection.recv()
         except (EOFError, ConnectionError) as error:
             raise RuntimeError(f"The process of {self._side} ended at {work} in {precision}.") from error
@@ -63,14 +66,24 @@ def _serve(connection: Connection, folder: Path, side: str) -> None:
     with opened(task, side) as does:
         while True:
             try:
-                name, does.precision, warms_up = connection.recv()
+                name, does.precision, turn = connection.recv()
             except EOFError:
                 return
-            work = WORKS[name]
-            action = (work.warms_up or work.do) if warms_up else work.do
+            action = _action(name, turn)
+            if turn == "work" and WORKS[name].settles is not None:
+                # A process that has waited for its turn begins slowly, and a step follows on another.
+                action(does, task.inputs)
             began = time.perf_counter()
             result = action(does, task.inputs)
             connection.send((time.perf_counter() - began, result))
+
+
+def _action(name: str, turn: Turn) -> Callable[[Side, Inputs], Any]:
+    work = WORKS[name]
+    if turn == "settle":
+        assert work.settles is not None
+        return work.settles
+    return (work.warms_up or work.do) if turn == "warm up" else work.do
 
 
 def take_turns(
@@ -86,9 +99,12 @@ def take_turns(
     with reference, ragstone:
         processes = dict(zip(sides, (reference, ragstone), strict=True))
         for side, precision in seconds:
-            _, result = processes[side].do(work, precision, warms_up=True)
+            _, result = processes[side].do(work, precision, "warm up")
             if WORKS[work].warms_up is None:
                 results[side, precision] = result
+        if WORKS[work].settles is not None:
+            for side, precision in seconds:
+                processes[side].do(work, precision, "settle")
         for _ in range(repeats):
             for (side, precision), taken in seconds.items():
                 took, result = processes[side].do(work, precision)
