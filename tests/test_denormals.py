@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ragstone.__main__ import main
 from ragstone.denormals import flushing_denormals
 
 MANY = 2**22
@@ -24,7 +27,7 @@ def denormals() -> int:
 def products() -> int:
     """How many come out of a matrix product, whose threads are those of another library."""
     torch.set_num_threads(2)
-    return int((torch.full((2000, 500), 1e-20) @ torch.full((500, 2000), 1e-21)).count_nonzero())
+    return int((torch.full((400, 100), 1e-20) @ torch.full((100, 400), 1e-21)).count_nonzero())
 
 
 def within() -> list[int]:
@@ -44,6 +47,17 @@ def behind() -> list[int]:
         return [int(torch.tensor(1e-38) * 0.1 != 0)]
 
 
+def train(words: list[str]) -> set[int]:
+    """How many there are at each computation of `ragstone finetune`."""
+    seen = set()
+    hook = register_module_forward_pre_hook(lambda *_: seen.add(products()))
+    try:
+        assert main(words) == 0
+    finally:
+        hook.remove()
+    return seen
+
+
 @pytest.fixture
 def process() -> Iterator[ProcessPoolExecutor]:
     if not torch.set_flush_denormal(False):
@@ -54,7 +68,7 @@ def process() -> Iterator[ProcessPoolExecutor]:
 
 def test_there_are_denormal_numbers_without(process: ProcessPoolExecutor) -> None:
     assert process.submit(denormals).result() == MANY
-    assert process.submit(products).result() == 2000 * 2000
+    assert process.submit(products).result() == 400 * 400
 
 
 def test_all_threads_flush_them_within_the_block(process: ProcessPoolExecutor) -> None:
@@ -63,3 +77,11 @@ def test_all_threads_flush_them_within_the_block(process: ProcessPoolExecutor) -
 
 def test_it_ends_with_the_block(process: ProcessPoolExecutor) -> None:
     assert process.submit(behind).result() == [1]
+
+
+def test_finetune_computes_without_them(
+    process: ProcessPoolExecutor, tmp_path: Path, pairs_folder: Path, checkpoint_folder: Path, source_folder: Path
+) -> None:
+    words = ["finetune", "--model_name_or_path", str(checkpoint_folder), "--passages_path", str(source_folder)]
+    words += ["--data_dir", str(pairs_folder), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    assert process.submit(train, words).result() == {0}

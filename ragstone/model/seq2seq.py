@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,11 +130,15 @@ class Seq2SeqGenerator:
         labels = labels.flatten(0, 1)
         positions = labels != IGNORED if places is None else places.flatten(0, 1)
         decoder, layer, written = self.model.get_decoder(), vocabulary_layer(self.model), self._shift_right(labels)
+        lookup: AbstractContextManager[None] = nullcontext()
+        # A GPU would be waited for to see which tokens there are, and adds gradients up in no time.
+        if written.device.type == "cpu":
+            lookup = contexts.table.looked_up_once(written, decoder.get_input_embeddings())
         with (
             only_at(positions, layer),
             without_zero_bias(self.model),
             only_tokens(contexts.states, contexts.attention_mask, decoder),
-            contexts.table.looked_up_once(written, decoder.get_input_embeddings()),
+            lookup,
         ):
             output = contexts.table.call(
                 self.model,
