@@ -24,6 +24,7 @@ from benchmarks.reference_answer import repair
 from benchmarks.timeline import Timeline, watched, watched_encoder
 from ragstone.allocation import keeping_freed_memory
 from ragstone.commands.eval import EvalSettings, eval
+from ragstone.denormals import flushing_denormals
 from ragstone.encoders.load import load_encoder
 from ragstone.encoders.precision import Precision, autocast, best_device
 from ragstone.encoders.text_encoder import TextEncoder
@@ -96,9 +97,11 @@ class Ragstone:
         self.timeline = Timeline()
         self._setup = setup
 
-    def settings(self) -> AbstractContextManager[None]:
-        """As finetune, eval and build-knowledge do."""
-        return keeping_freed_memory()
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """As finetune does; eval and build-knowledge, which make no denormal numbers, let them be."""
+        with keeping_freed_memory(), flushing_denormals():
+            yield
 
     @cached_property
     def model(self) -> RagModel:

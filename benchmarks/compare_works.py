@@ -6,6 +6,7 @@ Shapes: B questions, N passages per question, K beams, D dimensions.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,11 @@ def _step(side: Side, inputs: Inputs) -> float:
 
 
 def _steps(side: Side, inputs: Inputs) -> None:
-    """Steps over other questions, each batch of another length."""
-    for start in range(TRAINED, TRAINED * (1 + SETTLING), TRAINED):
-        side.step(inputs.questions[start : start + TRAINED], inputs.answers[start : start + TRAINED])
+    """Steps over other questions, or the same again where there are no more."""
+    pairs = itertools.islice(itertools.cycle(zip(inputs.questions, inputs.answers, strict=True)), TRAINED, None)
+    for _ in range(SETTLING):
+        questions, answers = zip(*itertools.islice(pairs, TRAINED), strict=True)
+        side.step(list(questions), list(answers))
 
 
 def _answer(side: Side, inputs: Inputs) -> list[str]:

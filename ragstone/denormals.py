@@ -1,8 +1,8 @@
 """Numbers that are too small for full precision, taken for zero.
 
 Below 1.2e-38, float32 has ever fewer digits left (denormal numbers), and processors compute with such a number some
-hundred times as long as with others. Training makes many: through a passage whose posterior is e^-60 all gradients are
-about as small, and Adam's averages of a token that is not seen again fade until they stay there.
+hundred times as long as with others. Training makes many: the gradients through a passage are smaller than its
+posterior, by some powers of ten, and Adam's averages of a token that is not seen again fade until they stay there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 @contextmanager
 def flushing_denormals() -> Iterator[None]:
-    """Let processors take denormal numbers for zero within the with-block, in this thread and those that it starts.
+    """Let the processor take denormal numbers for zero within the with-block, in this thread.
 
-    So it is entered before torch's first computation on several threads: those go on as they were started. Processors
-    that cannot do so are left as they are.
+    A thread does as the one that starts it, and goes on so: entered before torch's first computation on several
+    threads, it holds for all of them, and for those to the end. Processors that cannot do so are left as they are.
     """
     before = _flushes()
     torch.set_flush_denormal(True)
@@ -29,4 +29,4 @@ def flushing_denormals() -> Iterator[None]:
 
 
 def _flushes() -> bool:
-    return bool(torch.tensor(1e-38) * 0.1 == 0)
+    return bool(torch.tensor(1e-38, dtype=torch.float32, device="cpu") * 0.1 == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ragstone.__main__ import main
 from ragstone.denormals import flushing_denormals
+from tests.commands.test_train_retriever import FRESH, entries
 
 MANY = 2**22
 """Numbers, so many that all threads have their part of them."""
@@ -48,7 +50,7 @@ def behind() -> list[int]:
 
 
 def train(words: list[str]) -> set[int]:
-    """How many there are at each computation of `ragstone finetune`."""
+    """How many there are when a command computes."""
     seen = set()
     hook = register_module_forward_pre_hook(lambda *_: seen.add(products()))
     try:
@@ -85,3 +87,10 @@ def test_finetune_computes_without_them(
     words = ["finetune", "--model_name_or_path", str(checkpoint_folder), "--passages_path", str(source_folder)]
     words += ["--data_dir", str(pairs_folder), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
     assert process.submit(train, words).result() == {0}
+
+
+def test_train_retriever_computes_without_them(process: ProcessPoolExecutor, tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(entries()), encoding="utf-8")
+    words = ["train-retriever", "--train_path", str(path), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    assert process.submit(train, [*words, *FRESH]).result() == {0}

@@ -5,6 +5,7 @@ Shapes: R contexts, S context tokens, T target tokens, V vocabulary, G groups, N
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -130,17 +131,19 @@ class Seq2SeqGenerator:
         labels = labels.flatten(0, 1)
         positions = labels != IGNORED if places is None else places.flatten(0, 1)
         decoder, layer, written = self.model.get_decoder(), vocabulary_layer(self.model), self._shift_right(labels)
+        # Contexts may be read again, where this reading's way back has gone.
+        table = copy.copy(contexts.table)
         lookup: AbstractContextManager[None] = nullcontext()
         # A GPU would be waited for to see which tokens there are, and adds gradients up in no time.
         if written.device.type == "cpu":
-            lookup = contexts.table.looked_up_once(written, decoder.get_input_embeddings())
+            lookup = table.looked_up_once(written, decoder.get_input_embeddings())
         with (
             only_at(positions, layer),
             without_zero_bias(self.model),
             only_tokens(contexts.states, contexts.attention_mask, decoder),
             lookup,
         ):
-            output = contexts.table.call(
+            output = table.call(
                 self.model,
                 layer,
                 encoder_outputs=contexts.output,

@@ -94,6 +94,54 @@ def test_any_of_the_readers_may_be_without_gradient(read: Any) -> None:
     torch.testing.assert_close(*results)
 
 
+class Marked(torch.nn.Embedding):
+    """Gives one token a vector that is not in its table."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids).masked_fill((ids == 4).unsqueeze(-1), 7)
+
+
+@pytest.mark.parametrize(("embedding", "known"), [(Marked(8, 2), 6), (torch.nn.Embedding(8, 2), 3)])
+def test_vectors_from_elsewhere_and_unforeseen_tokens(embedding: torch.nn.Embedding, known: int) -> None:
+    expected = [embedding(ids) for ids in PASSES]
+    with SharedTable(embedding).looked_up_once(torch.arange(known), embedding):
+        found = [embedding(ids) for ids in PASSES]
+    gradients = []
+    for each in (expected, found):
+        (gradient,) = torch.autograd.grad(sum((vectors**2).sum() for vectors in each), embedding.weight)
+        gradients.append((each, gradient))
+    torch.testing.assert_close(*gradients)
+
+
+def test_contexts_may_be_read_again(family_folder: Callable[[str], Path]) -> None:
+    generator = open_family("BART", family_folder("BART"))
+    with torch.no_grad():
+        contexts = generator.encode(CONTEXTS, 28)
+    first, again = (gradients_of(generator.target_logits(contexts, LABELS), generator.model) for _ in range(2))
+    torch.testing.assert_close(first, again)
+
+
+def test_autocast_converts_a_table_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does with a weight, which it keeps; conversions on the way back are seen there."""
+    generator = causal.make("GPT-2")
+    generator.model.float()
+    weight = generator.model.get_input_embeddings().weight
+    assert generator.model.get_output_embeddings().weight is weight
+    monkeypatch.setattr("ragstone.model.runs.CPU_TOKENS_AT_ONCE", 1)
+    labels = torch.tensor([[[1, 2, 0]]] * len(causal.CONTEXTS))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = generator.target_logits(generator.encode(causal.CONTEXTS, 28), labels)
+    nodes, waiting = {logits.grad_fn}, [logits.grad_fn]
+    while waiting:
+        following = {node for node, _ in waiting.pop().next_functions if node is not None} - nodes
+        nodes |= following
+        waiting += following
+    onto_table = [
+        node for node in nodes if any(each.name() == "_RowsBackward" for each, _ in node.next_functions if each)
+    ]
+    assert [node.name() for node in onto_table].count("ToCopyBackward0") == 1
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains_with_one_gradient_of_its_table(
     name: str, family_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, nothing_shared: Callable[[], None]
