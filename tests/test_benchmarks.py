@@ -73,6 +73,7 @@ def run_benchmark(module: str, *words: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_compare(questions_folder: Path, checkpoint_folder: Path, source_folder: Path, models_folder: Path) -> None:
     """Both sides do all works on a tiny checkpoint and agree, as far as the benchmark demands."""
     folder = questions_folder
