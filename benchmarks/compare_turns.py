@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from benchmarks.compare_once import Task, opened
-from benchmarks.compare_sides import Side
-from benchmarks.compare_works import WORKS, Inputs
+from benchmarks.compare_works import WORKS
 from ragstone.encoders.precision import Precision
 
 Variant = tuple[str, Precision]
@@ -69,21 +68,14 @@ def _serve(connection: Connection, folder: Path, side: str) -> None:
                 name, does.precision, turn = connection.recv()
             except EOFError:
                 return
-            action = _action(name, turn)
-            if turn == "work" and WORKS[name].settles is not None:
+            work = WORKS[name]
+            action = {"work": work.do, "warm up": work.warms_up or work.do, "settle": work.settles or work.do}[turn]
+            if turn == "work" and work.settles is not None:
                 # A process that has waited for its turn begins slowly, and a step follows on another.
                 action(does, task.inputs)
             began = time.perf_counter()
             result = action(does, task.inputs)
             connection.send((time.perf_counter() - began, result))
-
-
-def _action(name: str, turn: Turn) -> Callable[[Side, Inputs], Any]:
-    work = WORKS[name]
-    if turn == "settle":
-        assert work.settles is not None
-        return work.settles
-    return (work.warms_up or work.do) if turn == "warm up" else work.do
 
 
 def take_turns(

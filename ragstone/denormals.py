@@ -7,25 +7,39 @@ posterior, by some powers of ten, and Adam's averages of a token that is not see
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+OMP_PAUSE_HARD = 2
+"""Of OpenMP's omp.h: threads end, and others start with the next computation."""
+
 
 @contextmanager
 def flushing_denormals() -> Iterator[None]:
-    """Let the processor take denormal numbers for zero within the with-block, in this thread.
+    """Let the processor take denormal numbers for zero within the with-block, for this thread and those it starts.
 
-    A thread does as the one that starts it, and goes on so: entered before torch's first computation on several
-    threads, it holds for all of them, and for those to the end. Processors that cannot do so are left as they are.
+    Processors that cannot do so are left as they are.
     """
-    before = _flushes()
-    torch.set_flush_denormal(True)
+    if _flushes():
+        yield
+        return
+    _flush(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        _flush(False)
+
+
+def _flush(flushes: bool) -> None:
+    torch.set_flush_denormal(flushes)
+    # A thread does as the one that starts it, so those that wait for work are ended.
+    pause = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
+    if pause is not None:
+        pause(OMP_PAUSE_HARD)
 
 
 def _flushes() -> bool:

@@ -1,4 +1,4 @@
-"""Denormal numbers, in processes whose threads have computed nothing yet."""
+"""Denormal numbers, and the threads that make them, in processes of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ragstone.__main__ import main
 from ragstone.denormals import flushing_denormals
 from tests.commands.test_train_retriever import FRESH, entries
 
-MANY = 2**22
+MANY, PRODUCTS = 2**22, 400 * 400
 """Numbers, so many that all threads have their part of them."""
 
 
@@ -32,25 +32,33 @@ def products() -> int:
     return int((torch.full((400, 100), 1e-20) @ torch.full((100, 400), 1e-21)).count_nonzero())
 
 
-def within() -> list[int]:
+def counts() -> list[int]:
+    return [products(), denormals()]
+
+
+def around() -> list[list[int]]:
+    """Before, within, within and behind another one, and behind."""
+    found = [counts()]
     with flushing_denormals():
-        found = [products(), denormals()]
+        found.append(counts())
         with flushing_denormals():
             pass
-        return [*found, int(torch.tensor(1e-38) * 0.1 != 0)]
+        found.append(counts())
+    return [*found, counts()]
 
 
 def behind() -> list[int]:
-    """One number, by this thread itself."""
+    """Behind one that ended in an error."""
     try:
         with flushing_denormals():
             raise FileNotFoundError
     except FileNotFoundError:
-        return [int(torch.tensor(1e-38) * 0.1 != 0)]
+        return counts()
 
 
 def train(words: list[str]) -> set[int]:
-    """How many there are when a command computes."""
+    """How many there are when a command computes, in a process whose threads have computed before."""
+    assert products() == PRODUCTS
     seen = set()
     hook = register_module_forward_pre_hook(lambda *_: seen.add(products()))
     try:
@@ -68,17 +76,13 @@ def process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def test_there_are_denormal_numbers_without(process: ProcessPoolExecutor) -> None:
-    assert process.submit(denormals).result() == MANY
-    assert process.submit(products).result() == 400 * 400
+def test_threads_that_compute_already_flush_them_within_the_block(process: ProcessPoolExecutor) -> None:
+    all_of_them = [PRODUCTS, MANY]
+    assert process.submit(around).result() == [all_of_them, [0, 0], [0, 0], all_of_them]
 
 
-def test_all_threads_flush_them_within_the_block(process: ProcessPoolExecutor) -> None:
-    assert process.submit(within).result() == [0, 0, 0]
-
-
-def test_it_ends_with_the_block(process: ProcessPoolExecutor) -> None:
-    assert process.submit(behind).result() == [1]
+def test_it_ends_when_something_goes_wrong(process: ProcessPoolExecutor) -> None:
+    assert process.submit(behind).result() == [PRODUCTS, MANY]
 
 
 def test_finetune_computes_without_them(

@@ -8,7 +8,6 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,19 +152,16 @@ class TrainedRetriever:
 def train_retriever(settings: TrainRetrieverSettings) -> TrainedRetriever:
     """Fit a question encoder and a passage encoder to DPR's data, with in-batch and hard negatives."""
     began = time.perf_counter()
-    with new_folder(settings.output_dir, "--output_dir") as folder, ExitStack() as stack:
+    with new_folder(settings.output_dir, "--output_dir") as folder:
         train, held_out = _read(settings)
 
         with importing():
             import torch
 
-            from ragstone.denormals import flushing_denormals
             from ragstone.encoders.precision import autocast, best_device
             from ragstone.training.optimizer import OptimizerSettings
             from ragstone.training.retriever import RetrieverPlan, best_record, train_encoders
 
-        # Before models are opened, which threads that start then take part in.
-        stack.enter_context(flushing_denormals())
         if settings.num_proc is not None:
             torch.set_num_threads(settings.num_proc)
         device = best_device()
