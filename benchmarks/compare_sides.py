@@ -32,7 +32,7 @@ from ragstone.evaluation.metrics import exact_matches, f1s
 from ragstone.knowledge.build import BuildPlan, build_knowledge_source
 from ragstone.knowledge.source import PASSAGES_NAME
 from ragstone.knowledge.store import PassageStore
-from ragstone.model.context_ids import context_ids
+from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.model.rag import RagModel, RagType
@@ -79,8 +79,11 @@ class Side(Protocol):
     def answers(self, questions: Sequence[str], length: int | None = None) -> list[str]:
         """The best answer to each question, found by beam search; of exactly so many tokens where `length` is given."""
 
-    def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
-        """From question vectors [B, D] to the tokens of all contexts; their passages' ids [B, N]."""
+    def contexts(self, questions: Sequence[str], vectors: np.ndarray, again: bool) -> torch.Tensor:
+        """From question vectors [B, D] to the tokens of all contexts; their passages' ids [B, N].
+
+        `again`: what was kept of an earlier time may be used.
+        """
 
     def build(self, documents: Path) -> np.ndarray:
         """From text to a knowledge source on the disk; its vectors [n, D]."""
@@ -119,6 +122,10 @@ class Ragstone:
         return model
 
     @cached_property
+    def _forgetful(self) -> ContextTokenizer:
+        return ContextTokenizer(self.model.generator.tokenizer, kept_tokens=0)
+
+    @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model, OptimizerSettings(LEARNING_RATE))
 
@@ -145,12 +152,13 @@ class Ragstone:
         self.timeline.mark("search and bookkeeping")
         return found
 
-    def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
+    def contexts(self, questions: Sequence[str], vectors: np.ndarray, again: bool) -> torch.Tensor:
         model: Any = self.model
         found = model.finder.retriever.retrieve(vectors, model.n_docs)
         self.timeline.mark("retrieval")
         format_ = model.options.context
-        context_ids(model.generator.tokenizer, format_.texts(found.passages, questions), format_.max_length)
+        tokenizer = model.generator.context_tokenizer if again else self._forgetful
+        tokenizer.ids(format_.texts(found.passages, questions), format_.max_length)
         self.timeline.mark("tokenising")
         return torch.from_numpy(found.ids)
 
@@ -274,7 +282,7 @@ class Reference:
         tokenizer = self._retriever.generator_tokenizer
         return [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
 
-    def contexts(self, questions: Sequence[str], vectors: np.ndarray) -> torch.Tensor:
+    def contexts(self, questions: Sequence[str], vectors: np.ndarray, again: bool) -> torch.Tensor:
         ids = self._question_tokenizer(list(questions), padding=True, return_tensors="pt")["input_ids"]
         return self._retriever(ids, vectors, n_docs=self._setup.n_docs, return_tensors="pt")["doc_ids"]
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ragstone.encoders.attention import use_attention
 from ragstone.errors import InputError
-from ragstone.model.context_ids import context_ids
+from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.continuation import Continuation, Prompts
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import IGNORED
@@ -49,6 +49,7 @@ class CausalGenerator:
         """
         self.model = model
         self.tokenizer = tokenizer
+        self.context_tokenizer = ContextTokenizer(tokenizer)
         self.wrapping = wrapping
         self._ends = _end_tokens(model, tokenizer, wrapping)
         self._room: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -75,7 +76,7 @@ class CausalGenerator:
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Prompts:
         """See Generator.encode. With gradients, prompts are read together with their targets, later."""
         texts = self.wrapping.wrap(contexts)
-        ids = context_ids(self.tokenizer, texts, max_length, opens=self.wrapping.opens, closes=False)
+        ids = self.context_tokenizer.ids(texts, max_length, opens=self.wrapping.opens, closes=False)
         memory = None if torch.is_grad_enabled() else self._continuation.read(ids)
         return Prompts(ids, self.model.device, memory)
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.decoding import Decoding
 
 
@@ -48,6 +49,7 @@ class Generator(Protocol[Contexts]):
     model: Any
     """The transformers model, an nn.Module."""
     tokenizer: Any
+    context_tokenizer: ContextTokenizer
 
     @property
     def longest_context(self) -> int | None:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.encoders.attention import use_attention
 from ragstone.errors import InputError
-from ragstone.model.context_ids import context_ids
+from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import search_answers
@@ -66,6 +66,7 @@ class Seq2SeqGenerator:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.context_tokenizer = ContextTokenizer(tokenizer)
         vocabulary_layer(model)  # refuses what has none
         use_attention(model)
         self._shares_contexts = share_contexts(model)
@@ -95,7 +96,7 @@ class Seq2SeqGenerator:
 
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Seq2SeqContexts:
         """See Generator.encode. Contexts of like length are encoded together, padded to the longest of them."""
-        ids = context_ids(self.tokenizer, contexts, max_length)
+        ids = self.context_tokenizer.ids(contexts, max_length)
         longest = max(map(len, ids))
         runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(self.model.device))
         encoder = self.model.get_encoder()

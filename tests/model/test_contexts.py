@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from transformers import RagConfig, RagRetriever
 
-from ragstone.model.context_ids import context_ids
 from ragstone.model.contexts import ContextFormat
 from ragstone.types import NO_PASSAGE, Passage
 
@@ -49,11 +48,3 @@ def test_order_of_a_batch() -> None:
 def test_a_list_of_passages_for_each_question() -> None:
     with pytest.raises(ValueError, match="zip"):
         ContextFormat().texts([[NO_PASSAGE]], ["x", "y"])
-
-
-@pytest.mark.parametrize("opens", [True, False])
-def test_tokens_are_those_of_transformers_whatever_was_asked_before(generator_tokenizer: Any, opens: bool) -> None:
-    contexts = [("the river / the river is blue", " // who ?"), ("", "who founded </s> the town ?"), ("", "")]
-    expected = generator_tokenizer([head + tail for head, tail in contexts], add_special_tokens=opens)["input_ids"]
-    generator_tokenizer(["the old town"], truncation=True, max_length=2, padding="max_length")
-    assert context_ids(generator_tokenizer, contexts, 99, opens=opens) == expected

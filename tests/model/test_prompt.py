@@ -13,7 +13,7 @@ from ragstone.errors import InputError
 from ragstone.model.architecture import choose_prompt
 from ragstone.model.causal import CausalGenerator
 from ragstone.model.checkpoint import load_checkpoint
-from ragstone.model.context_ids import context_ids
+from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.prompt import CHAT_TEMPLATE, DEFAULT_TEMPLATE, PromptSettings, make_wrapping
 from ragstone.prompt_template import fill
@@ -129,14 +129,14 @@ def test_a_blank_before_the_answer_is_the_answers(generator_tokenizer: Any) -> N
 
 
 def test_of_a_prompt_without_room_the_end_stays(generator_tokenizer: Any) -> None:
-    (ids,) = context_ids(generator_tokenizer, [("the river", " who founded the town ? /")], 5, closes=False)
+    (ids,) = ContextTokenizer(generator_tokenizer).ids([("the river", " who founded the town ? /")], 5, closes=False)
     assert ids == generator_tokenizer("the town ? /")["input_ids"][:-1]
 
 
 @pytest.mark.parametrize("limit", [12, 9, 6])
 def test_a_long_passage_is_cut_and_neither_question_nor_end(generator_tokenizer: Any, limit: int) -> None:
     head, tail = "the river of the old town is blue", " // who ? /"
-    (ids,) = context_ids(generator_tokenizer, [(head, tail)], limit, closes=False)
+    (ids,) = ContextTokenizer(generator_tokenizer).ids([(head, tail)], limit, closes=False)
     kept = " ".join([*head.split()[: limit - 5], *tail.split()])
     assert ids == generator_tokenizer(kept)["input_ids"][:-1]
     assert len(ids) == min(limit, 13)
