@@ -9,10 +9,12 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from ragstone.model.text_cuts import calls_backend_alone, cuts_at_blanks, place_to_cut
+from ragstone.model.text_cuts import TextCuts, calls_backend_alone
 
-KEPT_TOKENS = 2**24
-"""Of passages, to be read again: 64 MiB, and half as much to find them; some 130,000 passages of 100 words."""
+KEPT_TOKENS = 3 * 2**23
+"""Of passages, to be read again, with what finds them: 96 MiB; some 130,000 passages of 100 words."""
+TOKENS_TO_FIND_ONE = 60
+"""As many take the memory that finding a passage takes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ContextTokenizer:
     """
 
     def __init__(self, tokenizer: Any, kept_tokens: int = KEPT_TOKENS) -> None:
-        """A `tokenizer` of transformers; passages are remembered until they have `kept_tokens` tokens in all."""
+        """A `tokenizer` of transformers; passages are remembered until they fill the memory of `kept_tokens` tokens."""
         self._tokenizer = tokenizer
         self._room = kept_tokens
         self._known: dict[bytes, array[int]] = {}
@@ -79,10 +81,11 @@ class ContextTokenizer:
     def _tokens(self, contexts: Sequence[tuple[str, str]], opens: bool) -> list[_Tokens]:
         """Tokens of contexts: those of their beginnings, most of which are known, and of what follows."""
         texts = [head + tail for head, tail in contexts]
-        if not self._cuts or not texts:
+        cuts = self._cuts
+        if not cuts.possible or not texts:
             return self._whole(texts, opens)
         # The question's part may begin with the blank that is cut at.
-        places = [place_to_cut(text, len(head)) for text, (head, _) in zip(texts, contexts, strict=True)]
+        places = [cuts.place(text, len(head)) for text, (head, _) in zip(texts, contexts, strict=True)]
         beginnings = self._remembered([text[:place] for text, place in zip(texts, places, strict=True)])
         rests = [text[place:] for text, place in zip(texts, places, strict=True)]
         each = list(dict.fromkeys(rests))
@@ -103,20 +106,21 @@ class ContextTokenizer:
         return _Tokens(ids, rest.opening, rest.closing)
 
     @cached_property
-    def _cuts(self) -> bool:
-        return cuts_at_blanks(self._tokenizer)
+    def _cuts(self) -> TextCuts:
+        return TextCuts(self._tokenizer)
 
     def _remembered(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of beginnings of texts, tokenised where they are not known."""
-        keys = [blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts]
+        keys = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
         rows = self._whole(list(missing.values()), special_tokens=False)
         found = {key: array("i", tokens.ids) for key, tokens in zip(missing, rows, strict=True)}
         for key, ids in found.items():
-            # None is forgotten for another: in an epoch, each comes as soon as any other.
-            if len(ids) <= self._room:
+            # None makes room for another: within an epoch, any is as likely to come next.
+            taken = len(ids) + TOKENS_TO_FIND_ONE
+            if taken <= self._room:
                 self._known[key] = ids
-                self._room -= len(ids)
+                self._room -= taken
         return [(found[key] if key in found else self._known[key]).tolist() for key in keys]
 
     def _whole(self, texts: Sequence[str], special_tokens: bool) -> list[_Tokens]:

@@ -50,6 +50,7 @@ class Generator(Protocol[Contexts]):
     """The transformers model, an nn.Module."""
     tokenizer: Any
     context_tokenizer: ContextTokenizer
+    """Makes contexts tokens, and remembers those of passages."""
 
     @property
     def longest_context(self) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -106,12 +107,12 @@ class Seq2SeqGenerator:
         states, masks = [], []
         with table.looked_up_once(tokens.to(self.model.device), embedding):
             for rows in runs:
-                batch = self.tokenizer.pad(
-                    {"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt"
-                ).to(self.model.device)
-                mask = batch["attention_mask"]
+                batch = [torch.tensor(ids[row]) for row in rows]
+                lengths = torch.tensor(list(map(len, batch)))
+                input_ids = pad_sequence(batch, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+                mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(self.model.device)
                 output = encoder(
-                    input_ids=batch["input_ids"],
+                    input_ids=input_ids.to(self.model.device),
                     attention_mask=mask,
                     return_dict=True,
                     **_global_attention(encoder, mask),
