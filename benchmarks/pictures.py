@@ -141,7 +141,7 @@ def _ratios(records: Sequence[Record], path: Path) -> Path:
     axes.margins(x=0.12)
     axes.set_xlabel("times as fast as transformers' Rag classes (1: as fast)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    _legend_above(axes)
     return _save(figure, path)
 
 
@@ -166,9 +166,13 @@ def _growth(axis: str, points: Sequence[Point], path: Path) -> Path:
     axes.set_ylabel("milliseconds per question")
     axes.grid(axis="y", color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
-    # Above the lines, which may be anywhere.
-    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _legend_above(axes)
     return _save(figure, path)
+
+
+def _legend_above(axes: Any) -> None:
+    """Lines and bars may be anywhere below."""
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _pyplot() -> Any:
