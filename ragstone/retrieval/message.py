@@ -1,4 +1,9 @@
-"""What was retrieved as bytes that travel between processes and hosts, and back.
+"""Requests to retrieval workers, and what was retrieved, as bytes that travel between processes and hosts, and back.
+
+Shapes: B questions, N passages per question, D dimensions.
+
+A request is: number of its kind, N, length in bytes of what follows as int64; question vectors [B, D] float32, or ids
+[B, N] int64; then the version of the source in UTF-8.
 
 A message of passages is: B, N, D as int64; ids [B, N] int64; vectors [B, N, D] float32; the lengths in bytes of title
 and text of each passage [B, N, 2] int32; then titles and texts in UTF-8, one behind the other.
@@ -7,6 +12,9 @@ and text of each passage [B, N, 2] int32; then titles and texts in UTF-8, one be
 from __future__ import annotations
 
 import itertools
+import struct
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +24,44 @@ from ragstone.knowledge.row_store import RowStore
 from ragstone.types import FloatArray, IntArray, Retrieved
 
 Message = npt.NDArray[np.uint8]
+Kind = Literal["retrieve", "search", "fetch"]
+"""Of a request: the passages that a search finds; their scores and ids alone; the passages of given ids."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+HEAD = struct.Struct("<3q")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked."""
+
+    kind: Kind
+    version: str | None
+    """Of the source that must be the worker's; None: any."""
+    n_docs: int
+    """N"""
+    payload: bytes | bytearray | memoryview
+    """Question vectors, or ids of passages; see the module."""
+
+    def encode(self) -> bytes:
+        """As bytes."""
+        head = HEAD.pack(KINDS.index(self.kind), self.n_docs, len(self.payload))
+        return b"".join((head, self.payload, (self.version or "").encode()))
+
+    @classmethod
+    def decode(cls, message: bytearray) -> Request:
+        """From its bytes, of which the payload stays a part."""
+        kind, n_docs, size = HEAD.unpack_from(message)
+        end = HEAD.size + size
+        return cls(KINDS[kind], message[end:].decode() or None, n_docs, memoryview(message)[HEAD.size : end])
+
+    def questions(self, dimension: int) -> FloatArray:
+        """Question vectors [B, `dimension`]."""
+        return np.frombuffer(self.payload, np.float32).reshape(-1, dimension)
+
+    @property
+    def ids(self) -> IntArray:
+        """Ids of passages [B, N]."""
+        return np.frombuffer(self.payload, np.int64).reshape(-1, self.n_docs)
 
 
 def encode(ids: IntArray, store: RowStore) -> Message:
@@ -58,10 +104,9 @@ def encode_found(scores: FloatArray, ids: IntArray) -> bytes:
     return ids.astype(np.int64, copy=False).tobytes() + scores.astype(np.float32, copy=False).tobytes()
 
 
-def decode_found(message: bytes, questions: int) -> tuple[FloatArray, IntArray]:
-    """Scores and ids [B, N] from the message of a search for B `questions`, at least one."""
-    own = bytearray(message)
+def decode_found(message: bytearray, questions: int) -> tuple[FloatArray, IntArray]:
+    """Scores and ids [B, N] from the message of a search for B `questions`, at least one; they stay parts of it."""
     # 8 bytes of each id, then 4 of each score.
-    size = len(own) // 12
-    ids, scores = np.frombuffer(own, np.int64, size), np.frombuffer(own, np.float32, size, offset=8 * size)
+    size = len(message) // 12
+    ids, scores = np.frombuffer(message, np.int64, size), np.frombuffer(message, np.float32, size, offset=8 * size)
     return scores.reshape(questions, -1), ids.reshape(questions, -1)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,7 +24,7 @@ from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo
 from ragstone.processes.processes import Processes
 from ragstone.retrieval.local import fetch
 from ragstone.retrieval.location import IndexDevice, SourceLocation
-from ragstone.retrieval.message import decode, decode_found
+from ragstone.retrieval.message import Request, decode, decode_found
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.place import InEveryProcess
 from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, call_all
@@ -34,9 +35,7 @@ from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
 T = TypeVar("T")
 WORKER_ENVIRONMENT = {
     # Threads that wait for the next search would spin for some milliseconds, on cores that others want.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # An answer of up to so many bytes travels with its message, not through the object store: a millisecond less.
-    "RAY_max_direct_call_object_size": str(8 * 2**20),
+    "OMP_WAIT_POLICY": "PASSIVE"
 }
 
 
@@ -64,10 +63,13 @@ class InRayWorkers:
         # Held as long as the retriever: a named worker ends with its last handle.
         held = self._start(location, run) if self.processes.place.is_first else []
         self.processes.share(None)
-        crews = [self._crew(run, part) for part in range(self.parts)]
-        info = SourceInfo(**self.processes.on_first(lambda: dataclasses.asdict(open_everywhere(crews))))
-        near = ray.get_runtime_context().get_node_id() in call_all(crews, "host")
-        return info, RayRetriever(crews, info, held, mapped_store(info) if near else None)
+        with ExitStack() as unless_open:
+            crews = [unless_open.enter_context(closing(self._crew(run, part))) for part in range(self.parts)]
+            info = SourceInfo(**self.processes.on_first(lambda: dataclasses.asdict(open_everywhere(crews))))
+            near = ray.get_runtime_context().get_node_id() in call_all(crews, "host")
+            retriever = RayRetriever(crews, info, held, mapped_store(info) if near else None)
+            unless_open.pop_all()
+        return info, retriever
 
     def indexes(self, location: SourceLocation) -> Indexes:
         """See RetrievalPlace.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
@@ -178,8 +180,10 @@ class RayRetriever:
             return self._empty(np.empty((0, n_docs), np.int64))
         questions = vectors.astype(np.float32, copy=False).tobytes()
         if len(self._crews) == 1 and self._store is None:
-            return decode(self._crews[0].call("retrieve", self._version, questions, n_docs))
-        searches = [crew.start("search", self._version, questions, n_docs) for crew in self._crews]
+            request = Request("retrieve", self._version, n_docs, questions)
+            return _passages(self._crews[0].call(request))
+        request = Request("search", self._version, n_docs, questions)
+        searches = [crew.start(request) for crew in self._crews]
         answers = [crew.finish(search) for crew, search in zip(self._crews, searches, strict=True)]
         found = [decode_found(answer, len(vectors)) for answer in answers]
         # A single search's own order stands.
@@ -190,10 +194,11 @@ class RayRetriever:
         """The passages of `ids` [B, N], of which each part found some, from the workers."""
         # Each part fetches the passages that it has; the others' places stay empty.
         parts = [np.where(np.isin(ids, part), ids, -1) for part in found]
-        fetches = [crew.start("fetch", self._version, part) for crew, part in zip(self._crews, parts, strict=True)]
+        requests = [Request("fetch", self._version, ids.shape[1], part.tobytes()) for part in parts]
+        fetches = [crew.start(request) for crew, request in zip(self._crews, requests, strict=True)]
         merged = self._empty(ids)
-        for crew, request, part in zip(self._crews, fetches, parts, strict=True):
-            fetched = decode(crew.finish(request))
+        for crew, call, part in zip(self._crews, fetches, parts, strict=True):
+            fetched = _passages(crew.finish(call))
             for row, column in np.argwhere(part >= 0):
                 merged.vectors[row, column] = fetched.vectors[row, column]
                 merged.passages[row][column] = fetched.passages[row][column]
@@ -203,6 +208,8 @@ class RayRetriever:
         """See Retriever.close: lets the workers go."""
         import ray
 
+        for crew in self._crews:
+            crew.close()
         for actor in self._held:
             ray.kill(actor)
         self._held.clear()
@@ -210,3 +217,7 @@ class RayRetriever:
     def _empty(self, ids: np.ndarray) -> Retrieved:
         vectors = np.zeros((*ids.shape, self._dimension), dtype=np.float32)
         return Retrieved(ids, vectors, [[NO_PASSAGE] * ids.shape[1] for _ in ids])
+
+
+def _passages(answer: bytearray) -> Retrieved:
+    return decode(np.frombuffer(answer, np.uint8))

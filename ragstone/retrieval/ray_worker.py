@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ragstone.errors import InputError, refused_by_system
 from ragstone.knowledge.source import KnowledgeSource
+from ragstone.retrieval.connection import Address, Payload, Server
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
-from ragstone.retrieval.message import Message, encode, encode_found
+from ragstone.retrieval.message import Request, encode, encode_found
 from ragstone.retrieval.part import exact_part
-from ragstone.types import FloatArray, IntArray
 
 
 class RetrievalWorker:
     """Becomes a Ray actor. The source is opened at the first request, and so again after the worker was replaced.
 
-    Question vectors [B, D] float32 come as bytes, and what a search found goes back so: Ray moves bytes as they are,
-    and pickles arrays, which takes half a millisecond of a request.
+    Ray calls the methods below; requests for passages come over connections (`address`), see Request.
     """
 
     def __init__(
@@ -46,7 +44,10 @@ class RetrievalWorker:
         self._workers_here = workers_here
         self._home = home
         self._threads = max(1, len(os.sched_getaffinity(0)) // workers_here)
+        # The actor's own thread opens a source before those of connections search.
+        self._opening = threading.Lock()
         self._opened: LocalRetriever | None = None
+        self._server: Server | None = None
 
     def info(self) -> dict[str, Any]:
         """The fields of the source's SourceInfo.
@@ -56,18 +57,15 @@ class RetrievalWorker:
         """
         return dataclasses.asdict(self._retriever().source.info())
 
-    def retrieve(self, version: str | None, vectors: bytes, n_docs: int) -> Message:
-        """See Retriever.retrieve; the answer as a message. For `version`, as for the next, see `_retriever`."""
-        retriever = self._retriever(version)
-        return encode(retriever.search(self._questions(vectors), n_docs), retriever.source.store)
+    def address(self) -> Address:
+        """Where requests are answered: at the address that Ray has for this host."""
+        if self._server is None:
+            import ray
 
-    def search(self, version: str | None, vectors: bytes, n_docs: int) -> bytes:
-        """Scores [B, N] and ids [B, N] of the best of this part, as a message."""
-        return encode_found(*self._retriever(version).searcher.search(self._questions(vectors), n_docs))
-
-    def fetch(self, version: str | None, ids: IntArray) -> Message:
-        """The passages of `ids` [B, N], as a message."""
-        return encode(ids, self._retriever(version).source.store)
+            own = ray.get_runtime_context().get_node_id()
+            host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
+            self._server = Server(host, self._answer)
+        return self._server.address
 
     def threads(self) -> tuple[int, int]:
         """How many threads a search by FAISS takes, and one by torch."""
@@ -86,6 +84,16 @@ class RetrievalWorker:
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
+
+    def _answer(self, message: bytearray) -> Payload:
+        """What the request in `message` asks for, as a message.
+
+        Raises:
+            InputError: see `_retriever`.
+        """
+        request = Request.decode(message)
+        retriever = self._retriever(request.version)
+        return _ANSWERS[request.kind](retriever, request)
 
     def _retriever(self, version: str | None = None) -> LocalRetriever:
         """What searches, opened where it is not yet.
@@ -109,15 +117,30 @@ class RetrievalWorker:
             )
         return retriever
 
-    def _questions(self, vectors: bytes) -> FloatArray:
-        return np.frombuffer(vectors, np.float32).reshape(-1, self._retriever().source.dimension)
-
     def _open(self) -> LocalRetriever:
-        if self._opened is None:
-            # Ray sets one thread; a search may take the share of the host that is the worker's. FAISS and torch read
-            # this when they are loaded.
-            os.environ["OMP_NUM_THREADS"] = str(self._threads)
-            source = KnowledgeSource(Path(self._location.passages_path), self._location.index)
-            part = exact_part(source, self._part, self._parts, self._device, self._workers_here)
-            self._opened = LocalRetriever(source, part)
-        return self._opened
+        with self._opening:
+            if self._opened is None:
+                # Ray sets one thread; a search may take the share of the host that is the worker's. FAISS and torch
+                # read this when they are loaded.
+                os.environ["OMP_NUM_THREADS"] = str(self._threads)
+                source = KnowledgeSource(Path(self._location.passages_path), self._location.index)
+                part = exact_part(source, self._part, self._parts, self._device, self._workers_here)
+                self._opened = LocalRetriever(source, part)
+            return self._opened
+
+
+def _retrieve(retriever: LocalRetriever, request: Request) -> Payload:
+    ids = retriever.search(request.questions(retriever.source.dimension), request.n_docs)
+    return encode(ids, retriever.source.store).data
+
+
+def _search(retriever: LocalRetriever, request: Request) -> Payload:
+    found = retriever.searcher.search(request.questions(retriever.source.dimension), request.n_docs)
+    return encode_found(*found)
+
+
+def _fetch(retriever: LocalRetriever, request: Request) -> Payload:
+    return encode(request.ids, retriever.source.store).data
+
+
+_ANSWERS = {"retrieve": _retrieve, "search": _search, "fetch": _fetch}

@@ -50,7 +50,7 @@ def test_what_comes_out_is_what_the_store_holds(
 def test_what_a_search_found(b: int, n: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     scores, ids = random.normal(size=(b, n)).astype(np.float32), random.integers(-1, 2**40, size=(b, n))
-    found = decode_found(encode_found(scores, ids), b)
+    found = decode_found(bytearray(encode_found(scores, ids)), b)
     for array, expected in zip(found, (scores, ids), strict=True):
         np.testing.assert_array_equal(array, expected)
         assert (array.shape, array.dtype) == ((b, n), expected.dtype)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from ragstone.replacement import new_version
 from ragstone.retrieval.choice import RetrievalSettings, connected
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
-from ragstone.retrieval.message import decode, decode_found
-from ragstone.retrieval.ray_crew import NAMESPACE, Board, Call, Crew
+from ragstone.retrieval.message import Request, decode, decode_found
+from ragstone.retrieval.ray_crew import NAMESPACE, Board, Call, Crew, call_all
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
@@ -70,6 +71,9 @@ def queries(count: int, seed: int = 0) -> FloatArray:
     return np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
 
 
+REQUEST = Request("retrieve", None, 5, queries(8).tobytes())
+
+
 def assert_equal(found: Retrieved, expected: Retrieved) -> None:
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_array_equal(found.vectors, expected.vectors)
@@ -89,9 +93,13 @@ def from_afar(retriever: RayRetriever, folder: Path) -> RayRetriever:
 
 def request_to(crew: Crew, worker: int) -> Call:
     """A request that the worker of this number has got; idle workers take turns."""
-    while (request := crew.start("retrieve", None, queries(8), 5)).worker != worker:
-        crew.finish(request)
-    return request
+    while (call := crew.start(REQUEST)).worker != worker:
+        crew.finish(call)
+    return call
+
+
+def passages(answer: bytearray) -> Retrieved:
+    return decode(np.frombuffer(answer, np.uint8))
 
 
 def process_of(retriever: RayRetriever, worker: int, part: int = 0) -> int:
@@ -198,7 +206,8 @@ def test_scores_of_the_parts_are_those_of_the_flat_index(
     for location in (SourceLocation(str(large_source)), SourceLocation(str(large_source), str(index))):
         _, retriever = InRayWorkers(OneProcess(), parts=3, timeout=TIMEOUT).open(location)
         assert isinstance(retriever, RayRetriever)
-        answers = [crew.call("search", None, asked.tobytes(), 7) for crew in retriever._crews]
+        request = Request("search", None, 7, asked.tobytes())
+        answers = [crew.call(request) for crew in retriever._crews]
         found = best_of([decode_found(answer, len(asked)) for answer in answers], 7)
         np.testing.assert_array_equal(found[1], expected[1])
         if location.index_path is None:
@@ -242,7 +251,7 @@ def test_a_killed_worker_is_replaced_and_its_request_repeated(pair: RayRetriever
     os.kill(killed, signal.SIGSTOP)
     request = request_to(crew, 0)
     os.kill(killed, signal.SIGKILL)
-    assert_equal(decode(crew.finish(request)), expected)
+    assert_equal(passages(crew.finish(request)), expected)
     assert process_of(pair, 0) != killed
 
 
@@ -330,8 +339,11 @@ def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path)
     location = SourceLocation(str(tmp_path / "nowhere"))
     worker: Any = ray.remote(RetrievalWorker).options(name="away", num_cpus=0, namespace=NAMESPACE)
     held = worker.remote(location, 0, 1, "cpu", 1, "another host")
-    with pytest.raises(InputError, match=f"^On {socket.gethostname()}, where a retrieval worker runs: There is no"):
-        Crew(["away"], None, TIMEOUT).call("info")
+    with (
+        closing(Crew(["away"], None, TIMEOUT)) as crew,
+        pytest.raises(InputError, match=f"^On {socket.gethostname()}, where a retrieval worker runs: There is no"),
+    ):
+        call_all([crew], "info")
     ray.kill(held)
 
 
@@ -356,6 +368,8 @@ def test_workers_that_have_different_sources(cluster: RayCluster, large_source: 
             break
     assert list(alike._gone) == [0]
     assert open_everywhere([alike]) == expected
+    for crew in (alike, unlike):
+        crew.close()
     for actor in held[1:]:
         ray.kill(actor)
 
@@ -384,24 +398,25 @@ def test_processes_that_ask_the_same_workers_share_a_board(
     for name in ("shared-0", "shared-1"):
         held.append(ray.remote(RetrievalWorker).options(name=name, **options).remote(location, 0, 1, "cpu", 2, "here"))
     one, other = (Crew(["shared-0", "shared-1"], "shared-board", TIMEOUT) for _ in range(2))
-    for crew in (one, other):
-        crew.call("info")
+    call_all([one, other], "info")
     process = ray.get(held[1].process.remote())
     os.kill(process, signal.SIGSTOP)
     try:
         hanging = request_to(one, 0)
         for _ in range(3):
-            request = other.start("retrieve", None, queries(8), 5)
+            request = other.start(REQUEST)
             # By its own count it would take turns.
             assert request.worker == 1
-            assert_equal(decode(other.finish(request)), alone.retrieve(queries(8), 5))
+            assert_equal(passages(other.finish(request)), alone.retrieve(queries(8), 5))
     finally:
         os.kill(process, signal.SIGCONT)
-    assert_equal(decode(one.finish(hanging)), alone.retrieve(queries(8), 5))
+    assert_equal(passages(one.finish(hanging)), alone.retrieve(queries(8), 5))
     ray.kill(held[0])
     with pytest.raises(LostError, match="The board that divides the work among retrieval workers does not answer"):
         # Ray kills it in a moment, not at once.
         for _ in range(1000):
-            other.call("info")
+            other.call(REQUEST)
+    for crew in (one, other):
+        crew.close()
     for actor in held[1:]:
         ray.kill(actor)

@@ -1,0 +1,174 @@
+"""Requests and their answers as bytes, between a process that asks and a Ray worker that answers.
+
+Ray starts the workers, watches them and replaces them. A call through it wakes some ten threads on its way, which takes
+milliseconds where cores are few; a TCP connection wakes two. A frame is its kind, its length and its bytes. Whoever
+connects begins with the key that comes with the address.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ragstone.errors import InputError
+
+Payload = bytes | bytearray | memoryview
+HEADER = struct.Struct("<BQ")
+ASKED, ANSWERED, REFUSED, FAILED = range(4)
+"""Kinds of frames: a request; what it gave; the sentence of an InputError; the traceback of anything else."""
+KEY_BYTES = 32
+SECONDS_TO_KNOCK = 10.0
+"""In which whoever connects must have sent the key."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a worker answers."""
+
+    host: str
+    port: int
+    key: bytes
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    kind: int
+    payload: bytearray
+
+    def opened(self) -> bytearray:
+        """What the request gave.
+
+        Raises:
+            InputError: raised by the worker.
+            RuntimeError: the worker failed.
+        """
+        if self.kind == ANSWERED:
+            return self.payload
+        told = self.payload.decode()
+        raise InputError(told) if self.kind == REFUSED else RuntimeError(f"A retrieval worker failed:\n{told}")
+
+
+class Connection:
+    """A way to a worker, for one request at a time."""
+
+    def __init__(self, address: Address, timeout: float) -> None:
+        """Connect within `timeout` seconds.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+        self.address = address
+        self._socket = socket.create_connection((address.host, address.port), timeout)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.sendall(address.key)
+
+    def send(self, request: Payload, timeout: float) -> None:
+        """Send a request.
+
+        Raises:
+            OSError: the worker is gone, or takes nothing for `timeout` seconds.
+        """
+        self._socket.settimeout(timeout)
+        _send(self._socket, ASKED, request)
+
+    def answers_within(self, seconds: float) -> bool:
+        """Wait until there is an answer, or the worker has gone, for at most so long."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+
+    def receive(self, timeout: float) -> Answer:
+        """The answer to the request.
+
+        Raises:
+            OSError: the worker has gone, or nothing of the answer came for `timeout` seconds.
+        """
+        self._socket.settimeout(timeout)
+        return Answer(*_receive(self._socket))
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+
+
+class Server:
+    """Answers the requests of all who connect, one at a time."""
+
+    def __init__(self, host: str, answer: Callable[[bytearray], Payload]) -> None:
+        """Listen at the address `host` of this machine; `answer` gets the bytes of a request, one at a time."""
+        self._answer = answer
+        self._lock = threading.Lock()
+        self._listener = socket.create_server((host, 0), family=_family(host), backlog=128)
+        self.address = Address(host, self._listener.getsockname()[1], secrets.token_bytes(KEY_BYTES))
+        threading.Thread(target=self._accept, name="retrieval-listener", daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connected, _ = self._listener.accept()
+            except OSError:
+                # Nobody came after all, or there are too many files for now.
+                time.sleep(0.1)
+                continue
+            threading.Thread(target=self._serve, args=(connected,), name="retrieval", daemon=True).start()
+
+    def _serve(self, connected: socket.socket) -> None:
+        """Answer until the other side has gone."""
+        with connected, suppress(OSError):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connected.settimeout(SECONDS_TO_KNOCK)
+            if not hmac.compare_digest(_read(connected, KEY_BYTES), self.address.key):
+                return
+            connected.settimeout(None)
+            while True:
+                _, request = _receive(connected)
+                _send(connected, *self._answered(request))
+
+    def _answered(self, request: bytearray) -> tuple[int, Payload]:
+        """Kind and bytes of the answer."""
+        try:
+            with self._lock:
+                return ANSWERED, self._answer(request)
+        except InputError as error:
+            return REFUSED, str(error).encode()
+        except Exception:
+            return FAILED, traceback.format_exc().encode()
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _send(to: socket.socket, kind: int, payload: Payload) -> None:
+    to.sendall(b"".join((HEADER.pack(kind, len(payload)), payload)))
+
+
+def _receive(source: socket.socket) -> tuple[int, bytearray]:
+    kind, size = HEADER.unpack(_read(source, HEADER.size))
+    return kind, _read(source, size)
+
+
+def _read(source: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        count = source.recv_into(rest)
+        if count == 0:
+            raise ConnectionResetError("the other side has closed the connection")
+        rest = rest[count:]
+    return data
