@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ METHOD = (
     f"ask {BATCH // 2} questions each at the same time, the first one searches; a batch lasts from when both asked "
     "until both have their passages. ray-1, ray-2: one process asks one or two workers, one batch at a time; queries "
     "per second of ray-2 with two batches on their way. Overhead is the median of the differences between a batch and "
-    "the bare search just before it, so that a machine whose speed moves moves both. "
+    "the bare search just before it, so that a machine whose speed moves moves both; behind it, where that median lies "
+    "with 95 % confidence. What is allowed is kept or exceeded where all of that range is, else open. "
     f"Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms."
 )
 
@@ -66,18 +68,22 @@ class Record:
     queries_per_second: float
     overhead_ms: float
     """Median of what a batch takes longer than the bare search just before it."""
+    overhead_range_ms: tuple[float, float]
+    """Where that median lies with 95 % confidence, see `median_range`."""
     overhead_percent: float
     allowed_ms: float | None
     """What the overhead may be; None for the process that searches itself."""
     within: bool | None
-    """Whether it is."""
+    """Whether it is; None where the range leaves that open, or nothing is said about it."""
     recall_at_5: float
 
 
 def record(vectors: int, index: str, backend: str, timed: Timed) -> Record:
     """The figures of what was `timed`."""
     bare, median = _ms(timed.bare, 50), _ms(timed.whole, 50)
-    overhead = _ms([whole - bare for whole, bare in zip(timed.whole, timed.bare, strict=True)], 50)
+    differences = [whole - bare for whole, bare in zip(timed.whole, timed.bare, strict=True)]
+    overhead = _ms(differences, 50)
+    low, high = (round(1000 * each, 3) for each in median_range(differences))
     allowed = {"pytorch": max(PYTORCH_MS, PYTORCH_PART * bare), "in-process": None}.get(backend, RAY_MS)
     return Record(
         date=str(datetime.date.today()),
@@ -101,11 +107,22 @@ def record(vectors: int, index: str, backend: str, timed: Timed) -> Record:
         askers=timed.askers,
         queries_per_second=round(timed.queries_per_second, 1),
         overhead_ms=overhead,
+        overhead_range_ms=(low, high),
         overhead_percent=round(100 * overhead / bare, 1),
         allowed_ms=None if allowed is None else round(allowed, 3),
-        within=None if allowed is None else overhead <= allowed,
+        within=None if allowed is None or low <= allowed < high else high <= allowed,
         recall_at_5=round(timed.recall, 4),
     )
+
+
+def median_range(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median lies with 95 % confidence whatever the distribution: between two of the values in order.
+
+    The number of values below the median is binomial, here by its normal approximation; with few values, all of them.
+    """
+    ordered, count = sorted(values), len(values)
+    reach = 1.96 * math.sqrt(count) / 2
+    return ordered[max(0, math.floor(count / 2 - reach))], ordered[min(count - 1, math.ceil(count / 2 + reach))]
 
 
 def table(records: Sequence[Record]) -> Table:
@@ -161,10 +178,12 @@ COLUMNS = (
     "recall@5",
 )
 LEFT = (1, 2)
+VERDICTS = {True: "kept", False: "exceeded", None: "open"}
 
 
 def _row(each: Record) -> list[str]:
-    verdict = "" if each.allowed_ms is None else f"{each.allowed_ms:.2f} {'kept' if each.within else 'exceeded'}"
+    verdict = "" if each.allowed_ms is None else f"{each.allowed_ms:.2f} {VERDICTS[each.within]}"
+    low, high = each.overhead_range_ms
     return [
         f"{each.vectors:,}",
         each.index,
@@ -175,7 +194,7 @@ def _row(each: Record) -> list[str]:
         f"{each.median_ms:.2f}",
         f"{each.p99_ms:.2f}",
         f"{each.queries_per_second:,.0f}",
-        f"{each.overhead_ms:+.2f}",
+        f"{each.overhead_ms:+.2f} ({low:+.2f} to {high:+.2f})",
         f"{each.overhead_percent:+.1f}",
         verdict,
         f"{each.recall_at_5:.3f}",

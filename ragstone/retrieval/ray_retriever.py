@@ -27,7 +27,7 @@ from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.place import InEveryProcess
-from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, call_all
+from ragstone.retrieval.ray_crew import NAMESPACE, Crew, SharedBoard, call_all
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
@@ -106,7 +106,7 @@ class InRayWorkers:
         home = ray.get_runtime_context().get_node_id()
         here_first = NodeAffinitySchedulingStrategy(home, soft=True)
         worker: Any = ray.remote(RetrievalWorker)
-        board: Any = ray.remote(Board)
+        board: Any = ray.remote(SharedBoard)
         held = []
         for part in range(self.parts):
             for name in self._names(run, part):

@@ -16,6 +16,7 @@ from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import Request, encode, encode_found
 from ragstone.retrieval.part import exact_part
+from ragstone.retrieval.ray_line import server_here
 
 
 class RetrievalWorker:
@@ -58,13 +59,8 @@ class RetrievalWorker:
         return dataclasses.asdict(self._retriever().source.info())
 
     def address(self) -> Address:
-        """Where requests are answered: at the address that Ray has for this host."""
-        if self._server is None:
-            import ray
-
-            own = ray.get_runtime_context().get_node_id()
-            host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
-            self._server = Server(host, self._answer)
+        """Where requests are answered."""
+        self._server = self._server or server_here(self._answer)
         return self._server.address
 
     def threads(self) -> tuple[int, int]:

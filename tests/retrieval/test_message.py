@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragstone.knowledge.store import PassageStore, PassageWriter
-from ragstone.retrieval.message import decode, decode_found, encode, encode_found
+from ragstone.retrieval.message import KINDS, Kind, Request, decode, decode_found, encode, encode_found
 from ragstone.types import NO_PASSAGE
 
 ROWS = 7
@@ -55,3 +55,15 @@ def test_what_a_search_found(b: int, n: int, seed: int) -> None:
         np.testing.assert_array_equal(array, expected)
         assert (array.shape, array.dtype) == ((b, n), expected.dtype)
         assert array.flags.writeable
+
+
+@given(kind=st.sampled_from(KINDS), version=st.none() | st.text(min_size=1), b=st.integers(1, 4), n=st.integers(1, 5))
+def test_requests(kind: Kind, version: str | None, b: int, n: int) -> None:
+    random = np.random.default_rng(b)
+    questions, ids = random.normal(size=(b, 3)).astype(np.float32), random.integers(-1, 2**40, size=(b, n))
+    for payload in (questions, ids):
+        found = Request.decode(bytearray(Request(kind, version, n, payload.tobytes()).encode()))
+        assert (found.kind, found.version, found.n_docs, bytes(found.payload)) == (kind, version, n, payload.tobytes())
+        read = found.questions(3) if payload is questions else found.ids
+        np.testing.assert_array_equal(read, payload)
+        assert read.flags.aligned

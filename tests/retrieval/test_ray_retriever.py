@@ -27,10 +27,12 @@ from ragstone.processes.processes import OneProcess
 from ragstone.processes.ray_cluster import RayCluster
 from ragstone.replacement import new_version
 from ragstone.retrieval.choice import RetrievalSettings, connected
+from ragstone.retrieval.connection import Address
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
-from ragstone.retrieval.ray_crew import NAMESPACE, Board, Call, Crew, call_all
+from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, SharedBoard, call_all
+from ragstone.retrieval.ray_line import Call
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
@@ -103,7 +105,7 @@ def passages(answer: bytearray) -> Retrieved:
 
 
 def process_of(retriever: RayRetriever, worker: int, part: int = 0) -> int:
-    return int(ray.get(retriever._crews[part]._workers[worker].process.remote()))
+    return int(ray.get(retriever._crews[part]._lines[worker].reference("process")))
 
 
 def resident(process: int, path: Path) -> int:
@@ -169,9 +171,9 @@ def test_a_new_worker_does_not_mix_versions_of_a_source(
 def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever, large_source: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     share = (max(1, cores // 2),) * 2
-    assert ray.get([worker.threads.remote() for worker in pair._crews[0]._workers]) == [share, share]
+    assert ray.get(list(pair._crews[0].start_each("threads").values())) == [share, share]
     alone = open_workers(large_source)
-    assert ray.get(alone._crews[0]._workers[0].threads.remote()) == (cores, cores)
+    assert ray.get(alone._crews[0]._lines[0].reference("threads")) == (cores, cores)
     alone.close()
 
 
@@ -301,7 +303,8 @@ def test_the_source_may_be_named_relative_to_the_working_directory(
 def test_a_worker_that_hangs_is_not_waited_for_longer_than_said(
     pair: RayRetriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pair._crews[0], "_timeout", 2.0)
+    for line in pair._crews[0]._lines:
+        monkeypatch.setattr(line, "_timeout", 2.0)
     process = process_of(pair, 0)
     os.kill(process, signal.SIGSTOP)
     try:
@@ -315,7 +318,7 @@ def test_a_worker_that_hangs_is_not_waited_for_longer_than_said(
 def test_workers_that_are_gone_for_good(cluster: RayCluster, large_source: Path, alone: LocalRetriever) -> None:
     """One is left out; that all are gone is said at once."""
     retriever = open_workers(large_source, workers=2)
-    first, second = retriever._crews[0]._workers
+    first, second = (line._actor for line in retriever._crews[0]._lines)
     ray.kill(first, no_restart=True)
     for _ in range(3):
         assert_equal(retriever.retrieve(queries(8), 5), alone.retrieve(queries(8), 5))
@@ -345,6 +348,38 @@ def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path)
     ):
         call_all([crew], "info")
     ray.kill(held)
+
+
+class Elsewhere(RetrievalWorker):
+    """Gives an address at which nobody listens, as where the way there is barred."""
+
+    def address(self) -> Address:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            return Address("127.0.0.1", closed.getsockname()[1], bytes(32))
+
+
+def test_a_worker_that_cannot_be_reached_is_named(cluster: RayCluster, large_source: Path) -> None:
+    location = SourceLocation(str(large_source))
+    options: dict[str, Any] = {"num_cpus": 0, "namespace": NAMESPACE}
+    held = [
+        ray.remote(kind).options(name=f"barred-{number}", **options).remote(location, 0, 1, "cpu", 2, "here")
+        for number, kind in enumerate((RetrievalWorker, Elsewhere))
+    ]
+    with pytest.raises(
+        LostError, match=r"^Retrieval worker 2 of 2 cannot be reached at 127\.0\.0\.1:\d+ \(Connection refused\); work"
+    ):
+        Crew(["barred-0", "barred-1"], None, TIMEOUT)
+    for actor in held:
+        ray.kill(actor)
+
+
+def test_a_search_that_takes_long_is_waited_for(
+    pair: RayRetriever, alone: LocalRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray is asked meanwhile, and says that the worker is where it was."""
+    monkeypatch.setattr("ragstone.retrieval.ray_line.PATIENCE", 1e-4)
+    asked = queries(2000, seed=7)
+    assert_equal(pair.retrieve(asked, 50), alone.retrieve(asked, 50))
 
 
 def test_workers_that_have_different_sources(cluster: RayCluster, large_source: Path, source_folder: Path) -> None:
@@ -394,7 +429,7 @@ def test_processes_that_ask_the_same_workers_share_a_board(
     """What one asks of a worker, the other goes round; and says so when the board is gone."""
     options: dict[str, Any] = {"num_cpus": 0, "namespace": NAMESPACE}
     location = SourceLocation(str(large_source))
-    held = [ray.remote(Board).options(name="shared-board", **options).remote(2)]
+    held = [ray.remote(SharedBoard).options(name="shared-board", **options).remote(2)]
     for name in ("shared-0", "shared-1"):
         held.append(ray.remote(RetrievalWorker).options(name=name, **options).remote(location, 0, 1, "cpu", 2, "here"))
     one, other = (Crew(["shared-0", "shared-1"], "shared-board", TIMEOUT) for _ in range(2))

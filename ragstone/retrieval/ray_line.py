@@ -1,0 +1,178 @@
+"""The way to a Ray actor that answers over connections: Ray says where it is, and whether it is there at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ragstone.errors import InputError, LostError
+from ragstone.retrieval.connection import Address, Answer, Connection, Payload, Server
+
+PATIENCE = 5.0
+"""Seconds without an answer after which Ray is asked whether the actor is still there."""
+PAUSE = 0.1
+"""Seconds before an actor that let nobody connect is tried again."""
+
+
+class GoneError(Exception):
+    """An actor is gone for good; the message is Ray's."""
+
+
+@dataclass
+class Call:
+    """A request on its way."""
+
+    request: bytes
+    began: float
+    worker: int = -1
+    """Number of the one that was asked, where there are several."""
+    connection: Connection | None = None
+    """By which it was asked; None where it could not be yet."""
+
+
+def server_here(answer: Callable[[bytearray], Payload]) -> Server:
+    """A server of the actor that calls this, at the address that Ray has for its host."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return Server(next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own), answer)
+
+
+class Line:
+    """To one actor, whose method `address` says where it answers: elsewhere, when it died and Ray started it anew."""
+
+    def __init__(self, actor: Any, name: str, timeout: float) -> None:
+        """The way to `actor`, called `name` in sentences, which must answer within `timeout` seconds; see `connect`."""
+        self._actor = actor
+        self._name = name
+        self._timeout = timeout
+        self._address: Address | None = None
+        self._idle: list[Connection] = []
+
+    def reference(self, method: str) -> Any:
+        """Let Ray call a method of the actor: a reference to what that will give."""
+        return getattr(self._actor, method).remote()
+
+    def value(self, reference: Any, began: float) -> Any:
+        """What a call that `began` then gave.
+
+        Raises:
+            InputError: raised by the actor.
+            GoneError: it is gone for good.
+            LostError: it has not answered in time.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        try:
+            return ray.get(reference, timeout=max(0.1, began + self._timeout - time.monotonic()))
+        except GetTimeoutError as error:
+            raise self._silent() from error
+        except RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from error
+            raise
+        except RayActorError as error:
+            raise GoneError(str(error).strip().splitlines()[0]) from error
+
+    def connect(self, address: Address) -> None:
+        """Connect for the first time.
+
+        Raises:
+            LostError: it cannot be reached.
+        """
+        self._address = address
+        try:
+            self._idle.append(Connection(address, self._timeout))
+        except OSError as error:
+            raise LostError(
+                f"{self._name} cannot be reached at {address} ({error.strerror or error}); workers answer at ports of "
+                "their own, which every host of the run must be let through to."
+            ) from error
+
+    def send(self, call: Call) -> None:
+        """Send a request, if the actor can be reached where it was last; else `answer` does."""
+        try:
+            call.connection = self._connection(call)
+            call.connection.send(call.request, self._left(call))
+        except OSError:
+            _drop(call)
+
+    def answer(self, call: Call) -> Answer:
+        """Wait for the answer; where the actor was replaced, the new one is asked.
+
+        Raises:
+            GoneError, LostError: see `value`.
+        """
+        try:
+            while (answer := self._received(call)) is None:
+                self._follow(call)
+        except BaseException:
+            _drop(call)
+            raise
+        return answer
+
+    def close(self) -> None:
+        """End the connections."""
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def _received(self, call: Call) -> Answer | None:
+        """What came back; None where nothing did for a while, or the connection broke."""
+        connection = call.connection
+        try:
+            if connection is None or not connection.answers_within(min(PATIENCE, self._left(call))):
+                return None
+            answer = connection.receive(self._left(call))
+        except OSError:
+            _drop(call)
+            return None
+        self._idle.append(connection)
+        return answer
+
+    def _follow(self, call: Call) -> None:
+        """Let Ray say where the actor is, and ask it again if it is not where it was asked."""
+        if call.began + self._timeout < time.monotonic():
+            raise self._silent()
+        address = self.value(self.reference("address"), call.began)
+        if call.connection is None or call.connection.address != address:
+            _drop(call)
+            if address != self._address:
+                self._address = address
+                self.close()
+            self.send(call)
+            if call.connection is None:
+                time.sleep(PAUSE)
+
+    def _connection(self, call: Call) -> Connection:
+        # Several threads may ask at the same time, each over a connection of its own.
+        with suppress(IndexError):
+            return self._idle.pop()
+        assert self._address is not None
+        return Connection(self._address, self._left(call))
+
+    def _left(self, call: Call) -> float:
+        """Seconds in which it must be answered."""
+        return max(0.1, call.began + self._timeout - time.monotonic())
+
+    def _silent(self) -> LostError:
+        return lost(f"{self._name} does", self._timeout, "it is stopped, or its host cannot be reached")
+
+
+def lost(who: str, timeout: float, reason: str) -> LostError:
+    """The error that `who` (with its verb, "does") does not answer."""
+    return LostError(
+        f"{who} not answer any more (time-out {timeout:g} s): {reason}; see `ray status`, and resume the run with "
+        "--resume."
+    )
+
+
+def _drop(call: Call) -> None:
+    """Its connection is of no use any more."""
+    if call.connection is not None:
+        call.connection.close()
+        call.connection = None

@@ -1,0 +1,152 @@
+"""Requests over connections: real sockets, with a server in this process or in one that is stopped and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from ragstone.errors import InputError
+from ragstone.retrieval.connection import KEY_BYTES, Address, Connection, Server
+
+HOST = "127.0.0.1"
+ELSEWHERE = """
+import sys, time
+from ragstone.retrieval.connection import Server
+address = Server("127.0.0.1", lambda request: request * 2).address
+print(address.port, address.key.hex(), flush=True)
+time.sleep(600)
+"""
+
+
+def answer(request: bytearray) -> bytes:
+    if request == b"refuse":
+        raise InputError("It is no good; bring another.")
+    if request == b"fail":
+        raise KeyError("nothing of that name")
+    return bytes(request[::-1])
+
+
+def ask(connection: Connection, request: bytes) -> bytes:
+    connection.send(request, 10)
+    assert connection.answers_within(10)
+    return bytes(connection.receive(10).opened())
+
+
+@pytest.fixture(scope="module")
+def server() -> Server:
+    return Server(HOST, answer)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[Address, subprocess.Popen[str]]]:
+    """A server in a process of its own, which answers with what it is asked, twice."""
+    with subprocess.Popen([sys.executable, "-c", ELSEWHERE], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port, key = process.stdout.readline().split()
+        yield Address(HOST, int(port), bytes.fromhex(key)), process
+        process.kill()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 3_000_000])
+def test_bytes_come_back_as_they_were_sent(server: Server, size: int) -> None:
+    with closing(Connection(server.address, 10)) as connection:
+        for _ in range(2):
+            request = os.urandom(size)
+            assert ask(connection, request) == request[::-1]
+
+
+def test_what_the_other_side_raises(server: Server) -> None:
+    """The connection serves further requests."""
+    with closing(Connection(server.address, 10)) as connection:
+        with pytest.raises(InputError, match=r"^It is no good; bring another\.$"):
+            ask(connection, b"refuse")
+        with pytest.raises(RuntimeError, match=r"(?s)^A retrieval worker failed:\nTraceback .*nothing of that name"):
+            ask(connection, b"fail")
+        assert ask(connection, b"abc") == b"cba"
+
+
+def test_requests_are_answered_one_at_a_time() -> None:
+    """However many ask."""
+    running, most = 0, 0
+
+    def slow(request: bytearray) -> bytearray:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return request
+
+    address = Server(HOST, slow).address
+
+    def ask_some(number: int) -> list[bytes]:
+        with closing(Connection(address, 10)) as connection:
+            return [ask(connection, b"%d-%d" % (number, i)) for i in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask_some, range(4)))
+    assert answers == [[b"%d-%d" % (number, i) for i in range(5)] for number in range(4)]
+    assert most == 1
+
+
+def test_who_does_not_have_the_key_gets_nothing(server: Server) -> None:
+    with closing(Connection(replace(server.address, key=bytes(KEY_BYTES)), 10)) as connection:
+        connection.send(b"abc", 10)
+        with pytest.raises(OSError):
+            # The refusal may come while the request is being sent.
+            assert connection.answers_within(10)
+            connection.receive(10)
+    assert str(server.address) == f"{HOST}:{server.address.port}"
+
+
+def test_who_says_nothing_does_not_keep_others_waiting(server: Server) -> None:
+    silent = socket.create_connection((server.address.host, server.address.port))
+    with silent, closing(Connection(server.address, 10)) as connection:
+        assert ask(connection, b"abc") == b"cba"
+
+
+def test_whoever_has_gone_leaves_no_thread(server: Server) -> None:
+    def serving() -> int:
+        return sum(thread.name == "retrieval" for thread in threading.enumerate())
+
+    with closing(Connection(server.address, 10)) as connection:
+        ask(connection, b"abc")
+        assert serving() > 0
+    deadline = time.monotonic() + 30
+    while serving() > 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert serving() == 0
+
+
+def test_a_process_that_is_killed_is_noticed_at_once(elsewhere: tuple[Address, subprocess.Popen[str]]) -> None:
+    address, process = elsewhere
+    with closing(Connection(address, 10)) as connection:
+        assert ask(connection, b"ab") == b"abab"
+        process.send_signal(signal.SIGSTOP)
+        connection.send(b"ab", 10)
+        assert not connection.answers_within(0.2)
+        process.kill()
+        assert connection.answers_within(30)
+        with pytest.raises(OSError):
+            connection.receive(10)
+    with pytest.raises(OSError):
+        Connection(address, 10)
+
+
+def test_a_process_that_takes_nothing_is_not_waited_for(elsewhere: tuple[Address, subprocess.Popen[str]]) -> None:
+    """Its system takes as much as fits into its buffers."""
+    address, process = elsewhere
+    process.send_signal(signal.SIGSTOP)
+    with closing(Connection(address, 10)) as connection, pytest.raises(TimeoutError):
+        connection.send(bytes(100_000_000), 0.5)
