@@ -28,6 +28,16 @@ ASKED, ANSWERED, REFUSED, FAILED = range(4)
 KEY_BYTES = 32
 SECONDS_TO_KNOCK = 10.0
 """In which whoever connects must have sent the key."""
+SILENCE = 15
+"""Seconds after which a host that confirms nothing, not even that it is there, is taken for gone."""
+WATCHED = {
+    "TCP_NODELAY": 1,
+    "TCP_KEEPIDLE": SILENCE // 3,
+    "TCP_KEEPINTVL": SILENCE // 3,
+    "TCP_KEEPCNT": 2,
+    "TCP_USER_TIMEOUT": 1000 * SILENCE,
+}
+"""Options of the sockets at both ends, as far as the system has them: nothing waits to be sent, or for a lost host."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Address:
     key: bytes
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -73,14 +83,18 @@ class Connection:
         """
         self.address = address
         self._socket = socket.create_connection((address.host, address.port), timeout)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.sendall(address.key)
+        try:
+            _watch(self._socket)
+            self._socket.sendall(address.key)
+        except OSError:
+            self.close()
+            raise
 
     def send(self, request: Payload, timeout: float) -> None:
-        """Send a request.
+        """Send a request within `timeout` seconds.
 
         Raises:
-            OSError: the worker is gone, or takes nothing for `timeout` seconds.
+            OSError: the worker is gone, or has not taken all of it.
         """
         self._socket.settimeout(timeout)
         _send(self._socket, ASKED, request)
@@ -92,13 +106,12 @@ class Connection:
         return bool(poll.poll(1000 * seconds))
 
     def receive(self, timeout: float) -> Answer:
-        """The answer to the request.
+        """The answer to the request, which must be there within `timeout` seconds.
 
         Raises:
-            OSError: the worker has gone, or nothing of the answer came for `timeout` seconds.
+            OSError: the worker has gone, or has not sent all of it.
         """
-        self._socket.settimeout(timeout)
-        return Answer(*_receive(self._socket))
+        return Answer(*_receive(self._socket, time.monotonic() + timeout))
 
     def close(self) -> None:
         """End it."""
@@ -118,21 +131,22 @@ class Server:
 
     def _accept(self) -> None:
         while True:
-            try:
+            with suppress(OSError):
+                # Where nobody came after all, or there are too many files or threads for now, there is a next time.
                 connected, _ = self._listener.accept()
-            except OSError:
-                # Nobody came after all, or there are too many files for now.
-                time.sleep(0.1)
-                continue
-            threading.Thread(target=self._serve, args=(connected,), name="retrieval", daemon=True).start()
+                try:
+                    threading.Thread(target=self._serve, args=(connected,), name="retrieval", daemon=True).start()
+                    continue
+                except RuntimeError:
+                    connected.close()
+            time.sleep(0.1)
 
     def _serve(self, connected: socket.socket) -> None:
         """Answer until the other side has gone."""
         with connected, suppress(OSError):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connected.settimeout(SECONDS_TO_KNOCK)
-            if not hmac.compare_digest(_read(connected, KEY_BYTES), self.address.key):
+            _watch(connected)
+            key = _read(connected, KEY_BYTES, time.monotonic() + SECONDS_TO_KNOCK)
+            if not hmac.compare_digest(key, self.address.key):
                 return
             connected.settimeout(None)
             while True:
@@ -145,9 +159,9 @@ class Server:
             with self._lock:
                 return ANSWERED, self._answer(request)
         except InputError as error:
-            return REFUSED, str(error).encode()
+            return REFUSED, str(error).encode(errors="backslashreplace")
         except Exception:
-            return FAILED, traceback.format_exc().encode()
+            return FAILED, traceback.format_exc().encode(errors="backslashreplace")
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -158,17 +172,27 @@ def _send(to: socket.socket, kind: int, payload: Payload) -> None:
     to.sendall(b"".join((HEADER.pack(kind, len(payload)), payload)))
 
 
-def _receive(source: socket.socket) -> tuple[int, bytearray]:
-    kind, size = HEADER.unpack(_read(source, HEADER.size))
-    return kind, _read(source, size)
+def _receive(source: socket.socket, deadline: float | None = None) -> tuple[int, bytearray]:
+    kind, size = HEADER.unpack(_read(source, HEADER.size, deadline))
+    return kind, _read(source, size, deadline)
 
 
-def _read(source: socket.socket, size: int) -> bytearray:
+def _read(source: socket.socket, size: int, deadline: float | None) -> bytearray:
+    """`size` bytes, however long it takes, or until the time `deadline`."""
     data = bytearray(size)
     rest = memoryview(data)
     while rest:
+        if deadline is not None:
+            source.settimeout(max(1e-3, deadline - time.monotonic()))
         count = source.recv_into(rest)
         if count == 0:
             raise ConnectionResetError("the other side has closed the connection")
         rest = rest[count:]
     return data
+
+
+def _watch(connected: socket.socket) -> None:
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in WATCHED.items():
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -6,13 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ragstone.errors import LostError
 from ragstone.retrieval.connection import Address, Server
 from ragstone.retrieval.message import Request
-from ragstone.retrieval.ray_line import Call, GoneError, Line, lost, server_here
+from ragstone.retrieval.ray_line import Call, GoneError, Line, Promise, lost, server_here
 
 NAMESPACE = "ragstone"
 """Of all actors."""
@@ -78,7 +78,7 @@ class BoardLine:
         self._line = Line(actor, BOARD, timeout)
         self._timeout = timeout
         with self._gone_is_lost():
-            self._line.connect(self._line.value(self._line.reference("address"), time.monotonic()))
+            self._line.connect(self._line.promise("address"))
 
     def take(self, usable: Sequence[int]) -> int:
         """See Board.take.
@@ -134,29 +134,28 @@ class Crew:
         self._timeout = timeout
         with ExitStack() as unless_connected:
             unless_connected.callback(self._close_lines)
-            for number, address in self.finish_each(self.start_each("address")).items():
-                self._lines[number].connect(address)
+            for number, asked in self.start_each("address").items():
+                with self._noting_who_is_gone(number):
+                    self._lines[number].connect(asked)
+            self._usable()
             self._board = Board(count) if shared is None else BoardLine(shared, timeout)
             unless_connected.pop_all()
 
-    def start_each(self, method: str) -> dict[int, Any]:
-        """Let Ray call `method` of each worker that is not gone: references to the answers, by the worker's number."""
-        return {number: self._lines[number].reference(method) for number in self._usable()}
+    def start_each(self, method: str) -> dict[int, Promise]:
+        """Let Ray call `method` of each worker that is not gone, by the worker's number."""
+        return {number: self._lines[number].promise(method) for number in self._usable()}
 
-    def finish_each(self, references: dict[int, Any]) -> dict[int, Any]:
-        """Wait for the answers of `start_each`; of workers that are gone for good there is none.
+    def finish_each(self, promises: dict[int, Promise]) -> list[Any]:
+        """What `start_each` promised, but for workers that are gone for good.
 
         Raises:
             InputError: raised by a worker.
             LostError: all workers are gone for good, or one has not answered in time.
         """
-        began = time.monotonic()
-        answers = {}
-        for number, reference in references.items():
-            try:
-                answers[number] = self._lines[number].value(reference, began)
-            except GoneError as error:
-                self._gone[number] = str(error)
+        answers = []
+        for number, promise in promises.items():
+            with self._noting_who_is_gone(number):
+                answers.append(self._lines[number].value(promise))
         self._usable()
         return answers
 
@@ -178,19 +177,25 @@ class Crew:
     def finish(self, call: Call) -> bytearray:
         """Wait for the answer to a request; see `call`. Where a worker is gone for good, another is asked."""
         while True:
-            try:
+            with self._noting_who_is_gone(call.worker):
                 answer = self._lines[call.worker].answer(call)
-            except GoneError as error:
-                self._gone[call.worker] = str(error)
-                self._assign(call)
-            else:
-                self._board.release(call.worker)
+                # Of a board that is gone, the next request tells.
+                with suppress(LostError):
+                    self._board.release(call.worker)
                 return answer.opened()
+            self._assign(call)
 
     def close(self) -> None:
         """End the connections."""
         self._close_lines()
         self._board.close()
+
+    @contextmanager
+    def _noting_who_is_gone(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except GoneError as error:
+            self._gone[number] = str(error)
 
     def _close_lines(self) -> None:
         for line in self._lines:
@@ -211,7 +216,17 @@ class Crew:
         self._lines[call.worker].send(call)
 
 
-def call_all(crews: Sequence[Crew], method: str) -> list[Any]:
-    """What each worker of each crew answers when Ray calls its `method`, all at once; see Crew.finish_each."""
-    references = [(crew, crew.start_each(method)) for crew in crews]
-    return [answer for crew, started in references for answer in crew.finish_each(started).values()]
+def call_each(crews: Sequence[Crew], requests: Sequence[Request]) -> list[bytearray]:
+    """Let a worker of each crew do what its request asks for, all at once; see Crew.call."""
+    with ExitStack() as unanswered:
+        calls = []
+        for crew, request in zip(crews, requests, strict=True):
+            calls.append(crew.start(request))
+            unanswered.callback(calls[-1].drop)
+        return [crew.finish(call) for crew, call in zip(crews, calls, strict=True)]
+
+
+def let_all(crews: Sequence[Crew], method: str) -> list[Any]:
+    """What each worker of each crew gives when Ray calls its `method`, all at once; see Crew.finish_each."""
+    promises = [(crew, crew.start_each(method)) for crew in crews]
+    return [answer for crew, started in promises for answer in crew.finish_each(started)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from ragstone.retrieval.connection import Address, Answer, Connection, Payload, 
 PATIENCE = 5.0
 """Seconds without an answer after which Ray is asked whether the actor is still there."""
 PAUSE = 0.1
-"""Seconds before an actor that let nobody connect is tried again."""
+"""Seconds before an actor is asked again at the address where the connection broke."""
 
 
 class GoneError(Exception):
@@ -30,15 +31,40 @@ class Call:
     worker: int = -1
     """Number of the one that was asked, where there are several."""
     connection: Connection | None = None
-    """By which it was asked; None where it could not be yet."""
+    """By which it was asked; None where it could not be yet, and where it has answered."""
+
+    def drop(self) -> None:
+        """Its connection is of no use any more, or nobody waits for the answer."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a call through Ray will give."""
+
+    reference: Any
+    began: float
 
 
 def server_here(answer: Callable[[bytearray], Payload]) -> Server:
-    """A server of the actor that calls this, at the address that Ray has for its host."""
+    """A server of the actor that calls this, at the address that Ray has for its host.
+
+    Raises:
+        InputError: the host has no such address of its own.
+    """
     import ray
 
     own = ray.get_runtime_context().get_node_id()
-    return Server(next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own), answer)
+    host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
+    try:
+        return Server(host, answer)
+    except OSError as error:
+        raise InputError(
+            f"On {socket.gethostname()}, no Ray worker can answer at {host}, the address that Ray has for this host "
+            f"({error.strerror or error}); start Ray there with --node-ip-address and one of the host's own addresses."
+        ) from error
 
 
 class Line:
@@ -52,12 +78,12 @@ class Line:
         self._address: Address | None = None
         self._idle: list[Connection] = []
 
-    def reference(self, method: str) -> Any:
-        """Let Ray call a method of the actor: a reference to what that will give."""
-        return getattr(self._actor, method).remote()
+    def promise(self, method: str, began: float | None = None) -> Promise:
+        """Let Ray call a method of the actor, in time counted from `began`, else from now."""
+        return Promise(getattr(self._actor, method).remote(), time.monotonic() if began is None else began)
 
-    def value(self, reference: Any, began: float) -> Any:
-        """What a call that `began` then gave.
+    def value(self, promise: Promise) -> Any:
+        """What it gives.
 
         Raises:
             InputError: raised by the actor.
@@ -68,7 +94,7 @@ class Line:
         from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
         try:
-            return ray.get(reference, timeout=max(0.1, began + self._timeout - time.monotonic()))
+            return ray.get(promise.reference, timeout=max(0.1, promise.began + self._timeout - time.monotonic()))
         except GetTimeoutError as error:
             raise self._silent() from error
         except RayTaskError as error:
@@ -78,20 +104,24 @@ class Line:
         except RayActorError as error:
             raise GoneError(str(error).strip().splitlines()[0]) from error
 
-    def connect(self, address: Address) -> None:
-        """Connect for the first time.
+    def connect(self, asked: Promise) -> None:
+        """Connect for the first time, where `asked`, for the actor's `address`, says that it is.
 
         Raises:
-            LostError: it cannot be reached.
+            LostError: it cannot be reached; this, InputError and GoneError as from `value`, too.
         """
-        self._address = address
+        self._address = self.value(asked)
         try:
-            self._idle.append(Connection(address, self._timeout))
+            self._idle.append(Connection(self._address, PATIENCE))
         except OSError as error:
-            raise LostError(
-                f"{self._name} cannot be reached at {address} ({error.strerror or error}); workers answer at ports of "
-                "their own, which every host of the run must be let through to."
-            ) from error
+            address = self._address
+            self._address = self.value(self.promise("address", asked.began))
+            # Else it died meanwhile, and is connected to when it is asked.
+            if self._address == address:
+                raise LostError(
+                    f"{self._name} cannot be reached at {address} ({error.strerror or error}); workers answer at ports "
+                    "of their own, which every host of the run must be let through to."
+                ) from error
 
     def send(self, call: Call) -> None:
         """Send a request, if the actor can be reached where it was last; else `answer` does."""
@@ -99,7 +129,7 @@ class Line:
             call.connection = self._connection(call)
             call.connection.send(call.request, self._left(call))
         except OSError:
-            _drop(call)
+            call.drop()
 
     def answer(self, call: Call) -> Answer:
         """Wait for the answer; where the actor was replaced, the new one is asked.
@@ -111,7 +141,7 @@ class Line:
             while (answer := self._received(call)) is None:
                 self._follow(call)
         except BaseException:
-            _drop(call)
+            call.drop()
             raise
         return answer
 
@@ -129,31 +159,33 @@ class Line:
                 return None
             answer = connection.receive(self._left(call))
         except OSError:
-            _drop(call)
+            call.drop()
             return None
         self._idle.append(connection)
+        call.connection = None
         return answer
 
     def _follow(self, call: Call) -> None:
         """Let Ray say where the actor is, and ask it again if it is not where it was asked."""
         if call.began + self._timeout < time.monotonic():
             raise self._silent()
-        address = self.value(self.reference("address"), call.began)
-        if call.connection is None or call.connection.address != address:
-            _drop(call)
-            if address != self._address:
-                self._address = address
-                self.close()
-            self.send(call)
-            if call.connection is None:
-                time.sleep(PAUSE)
+        address = self.value(self.promise("address", call.began))
+        if call.connection is not None and call.connection.address == address:
+            return
+        call.drop()
+        if address == self._address:
+            time.sleep(PAUSE)
+        else:
+            self._address = address
+            self.close()
+        self.send(call)
 
     def _connection(self, call: Call) -> Connection:
         # Several threads may ask at the same time, each over a connection of its own.
         with suppress(IndexError):
             return self._idle.pop()
         assert self._address is not None
-        return Connection(self._address, self._left(call))
+        return Connection(self._address, min(PATIENCE, self._left(call)))
 
     def _left(self, call: Call) -> float:
         """Seconds in which it must be answered."""
@@ -169,10 +201,3 @@ def lost(who: str, timeout: float, reason: str) -> LostError:
         f"{who} not answer any more (time-out {timeout:g} s): {reason}; see `ray status`, and resume the run with "
         "--resume."
     )
-
-
-def _drop(call: Call) -> None:
-    """Its connection is of no use any more."""
-    if call.connection is not None:
-        call.connection.close()
-        call.connection = None

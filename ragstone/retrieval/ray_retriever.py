@@ -27,7 +27,7 @@ from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.place import InEveryProcess
-from ragstone.retrieval.ray_crew import NAMESPACE, Crew, SharedBoard, call_all
+from ragstone.retrieval.ray_crew import NAMESPACE, Crew, SharedBoard, call_each, let_all
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import NO_PASSAGE, FloatArray, IntArray, Retrieved
@@ -66,7 +66,7 @@ class InRayWorkers:
         with ExitStack() as unless_open:
             crews = [unless_open.enter_context(closing(self._crew(run, part))) for part in range(self.parts)]
             info = SourceInfo(**self.processes.on_first(lambda: dataclasses.asdict(open_everywhere(crews))))
-            near = ray.get_runtime_context().get_node_id() in call_all(crews, "host")
+            near = ray.get_runtime_context().get_node_id() in let_all(crews, "host")
             retriever = RayRetriever(crews, info, held, mapped_store(info) if near else None)
             unless_open.pop_all()
         return info, retriever
@@ -138,7 +138,7 @@ def open_everywhere(crews: Sequence[Crew]) -> SourceInfo:
     Raises:
         InputError: one cannot, or has another source than the others.
     """
-    first, *others = [SourceInfo(**fields) for fields in call_all(crews, "info")]
+    first, *others = [SourceInfo(**fields) for fields in let_all(crews, "info")]
     if any(other.content != first.content for other in others):
         raise InputError(
             f"The knowledge source {first.folder} is not the same for all retrieval workers; put one version of it "
@@ -183,8 +183,7 @@ class RayRetriever:
             request = Request("retrieve", self._version, n_docs, questions)
             return _passages(self._crews[0].call(request))
         request = Request("search", self._version, n_docs, questions)
-        searches = [crew.start(request) for crew in self._crews]
-        answers = [crew.finish(search) for crew, search in zip(self._crews, searches, strict=True)]
+        answers = call_each(self._crews, [request] * len(self._crews))
         found = [decode_found(answer, len(vectors)) for answer in answers]
         # A single search's own order stands.
         ids = found[0][1] if len(found) == 1 else best_of(found, n_docs)[1]
@@ -195,10 +194,9 @@ class RayRetriever:
         # Each part fetches the passages that it has; the others' places stay empty.
         parts = [np.where(np.isin(ids, part), ids, -1) for part in found]
         requests = [Request("fetch", self._version, ids.shape[1], part.tobytes()) for part in parts]
-        fetches = [crew.start(request) for crew, request in zip(self._crews, requests, strict=True)]
         merged = self._empty(ids)
-        for crew, call, part in zip(self._crews, fetches, parts, strict=True):
-            fetched = _passages(crew.finish(call))
+        for answer, part in zip(call_each(self._crews, requests), parts, strict=True):
+            fetched = _passages(answer)
             for row, column in np.argwhere(part >= 0):
                 merged.vectors[row, column] = fetched.vectors[row, column]
                 merged.passages[row][column] = fetched.passages[row][column]

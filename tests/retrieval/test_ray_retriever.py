@@ -27,11 +27,11 @@ from ragstone.processes.processes import OneProcess
 from ragstone.processes.ray_cluster import RayCluster
 from ragstone.replacement import new_version
 from ragstone.retrieval.choice import RetrievalSettings, connected
-from ragstone.retrieval.connection import Address
+from ragstone.retrieval.connection import WATCHED, Address
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
-from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, SharedBoard, call_all
+from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, SharedBoard, call_each, let_all
 from ragstone.retrieval.ray_line import Call
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
@@ -105,7 +105,7 @@ def passages(answer: bytearray) -> Retrieved:
 
 
 def process_of(retriever: RayRetriever, worker: int, part: int = 0) -> int:
-    return int(ray.get(retriever._crews[part]._lines[worker].reference("process")))
+    return int(ray.get(retriever._crews[part]._lines[worker].promise("process").reference))
 
 
 def resident(process: int, path: Path) -> int:
@@ -171,9 +171,9 @@ def test_a_new_worker_does_not_mix_versions_of_a_source(
 def test_workers_divide_the_cores_that_they_may_use(pair: RayRetriever, large_source: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     share = (max(1, cores // 2),) * 2
-    assert ray.get(list(pair._crews[0].start_each("threads").values())) == [share, share]
+    assert let_all(pair._crews, "threads") == [share, share]
     alone = open_workers(large_source)
-    assert ray.get(alone._crews[0]._lines[0].reference("threads")) == (cores, cores)
+    assert ray.get(alone._crews[0]._lines[0].promise("threads").reference) == (cores, cores)
     alone.close()
 
 
@@ -346,7 +346,7 @@ def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path)
         closing(Crew(["away"], None, TIMEOUT)) as crew,
         pytest.raises(InputError, match=f"^On {socket.gethostname()}, where a retrieval worker runs: There is no"),
     ):
-        call_all([crew], "info")
+        let_all([crew], "info")
     ray.kill(held)
 
 
@@ -354,8 +354,10 @@ class Elsewhere(RetrievalWorker):
     """Gives an address at which nobody listens, as where the way there is barred."""
 
     def address(self) -> Address:
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            return Address("127.0.0.1", closed.getsockname()[1], bytes(32))
+        if not hasattr(self, "_port"):
+            with socket.create_server(("127.0.0.1", 0)) as closed:
+                self._port = closed.getsockname()[1]
+        return Address("127.0.0.1", self._port, bytes(32))
 
 
 def test_a_worker_that_cannot_be_reached_is_named(cluster: RayCluster, large_source: Path) -> None:
@@ -371,6 +373,36 @@ def test_a_worker_that_cannot_be_reached_is_named(cluster: RayCluster, large_sou
         Crew(["barred-0", "barred-1"], None, TIMEOUT)
     for actor in held:
         ray.kill(actor)
+
+
+class Moving(RetrievalWorker):
+    """At its first address it takes nothing that it is sent, as one whose host is cut off."""
+
+    def address(self) -> Address:
+        if not hasattr(self, "_deaf"):
+            self._deaf = socket.create_server(("127.0.0.1", 0))
+            return Address("127.0.0.1", self._deaf.getsockname()[1], bytes(32))
+        return super().address()
+
+
+@pytest.mark.parametrize("count", [8, 20_000])
+def test_a_request_that_is_not_taken_goes_to_where_the_worker_is(
+    cluster: RayCluster, large_source: Path, alone: LocalRetriever, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Long before the time-out; one that fits into the system's buffers, and one that does not."""
+    monkeypatch.setattr("ragstone.retrieval.ray_line.PATIENCE", 1.0)
+    monkeypatch.setitem(WATCHED, "TCP_USER_TIMEOUT", 1000)
+    location = SourceLocation(str(large_source))
+    options: dict[str, Any] = {"name": f"moving-{count}", "num_cpus": 0, "namespace": NAMESPACE}
+    held = ray.remote(Moving).options(**options).remote(location, 0, 1, "cpu", 1, "here")
+    asked = queries(count)
+    with closing(Crew([f"moving-{count}"], None, TIMEOUT)) as crew:
+        let_all([crew], "info")
+        began = time.monotonic()
+        answer = crew.call(Request("retrieve", None, 1, asked.tobytes()))
+        assert time.monotonic() - began < TIMEOUT / 3
+    assert_equal(passages(answer), alone.retrieve(asked, 1))
+    ray.kill(held)
 
 
 def test_a_search_that_takes_long_is_waited_for(
@@ -395,6 +427,10 @@ def test_workers_that_have_different_sources(cluster: RayCluster, large_source: 
     assert open_everywhere([alike]) == expected
     with pytest.raises(InputError, match=r"^The knowledge source .* is not the same for all retrieval workers; put"):
         open_everywhere([alike, unlike])
+    request = Request("search", "another version", 2, queries(3).tobytes())
+    with pytest.raises(InputError, match=r"^.* was updated since this run began, and a retrieval worker"):
+        # Nothing is left of what the others were asked meanwhile.
+        call_each([unlike, alike], [request] * 2)
     ray.kill(held[0], no_restart=True)
     # Ray kills it in a moment, not at once.
     for _ in range(1000):
@@ -433,7 +469,7 @@ def test_processes_that_ask_the_same_workers_share_a_board(
     for name in ("shared-0", "shared-1"):
         held.append(ray.remote(RetrievalWorker).options(name=name, **options).remote(location, 0, 1, "cpu", 2, "here"))
     one, other = (Crew(["shared-0", "shared-1"], "shared-board", TIMEOUT) for _ in range(2))
-    call_all([one, other], "info")
+    let_all([one, other], "info")
     process = ray.get(held[1].process.remote())
     os.kill(process, signal.SIGSTOP)
     try:
