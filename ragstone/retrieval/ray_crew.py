@@ -117,6 +117,7 @@ class Crew:
         """Find the workers and their board (None: nobody else asks the workers) by name, and connect to them.
 
         Raises:
+            InputError: one cannot answer on its host, see `server_here`.
             LostError: they are not there, do not answer, or cannot be reached.
         """
         import ray

@@ -140,6 +140,7 @@ def test_a_process_that_is_killed_is_noticed_at_once(elsewhere: tuple[Address, s
         assert connection.answers_within(30)
         with pytest.raises(OSError):
             connection.receive(10)
+    process.wait()
     with pytest.raises(OSError):
         Connection(address, 10)
 

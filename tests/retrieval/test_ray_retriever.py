@@ -354,10 +354,10 @@ class Elsewhere(RetrievalWorker):
     """Gives an address at which nobody listens, as where the way there is barred."""
 
     def address(self) -> Address:
-        if not hasattr(self, "_port"):
-            with socket.create_server(("127.0.0.1", 0)) as closed:
-                self._port = closed.getsockname()[1]
-        return Address("127.0.0.1", self._port, bytes(32))
+        if not hasattr(self, "_taken"):
+            self._taken = socket.socket()
+            self._taken.bind(("127.0.0.1", 0))
+        return Address("127.0.0.1", self._taken.getsockname()[1], bytes(32))
 
 
 def test_a_worker_that_cannot_be_reached_is_named(cluster: RayCluster, large_source: Path) -> None:
