@@ -37,6 +37,12 @@ def answer(request: bytearray) -> bytes:
     return bytes(request[::-1])
 
 
+def stop(process: subprocess.Popen[str]) -> None:
+    """Until it goes on, or is killed."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+
+
 def ask(connection: Connection, request: bytes) -> bytes:
     connection.send(request, 10)
     assert connection.answers_within(10)
@@ -133,7 +139,7 @@ def test_a_process_that_is_killed_is_noticed_at_once(elsewhere: tuple[Address, s
     address, process = elsewhere
     with closing(Connection(address, 10)) as connection:
         assert ask(connection, b"ab") == b"abab"
-        process.send_signal(signal.SIGSTOP)
+        stop(process)
         connection.send(b"ab", 10)
         assert not connection.answers_within(0.2)
         process.kill()
@@ -148,6 +154,6 @@ def test_a_process_that_is_killed_is_noticed_at_once(elsewhere: tuple[Address, s
 def test_a_process_that_takes_nothing_is_not_waited_for(elsewhere: tuple[Address, subprocess.Popen[str]]) -> None:
     """Its system takes as much as fits into its buffers."""
     address, process = elsewhere
-    process.send_signal(signal.SIGSTOP)
+    stop(process)
     with closing(Connection(address, 10)) as connection, pytest.raises(TimeoutError):
         connection.send(bytes(100_000_000), 0.5)

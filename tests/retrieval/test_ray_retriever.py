@@ -108,6 +108,13 @@ def process_of(retriever: RayRetriever, worker: int, part: int = 0) -> int:
     return int(ray.get(retriever._crews[part]._lines[worker].promise("process").reference))
 
 
+def stop(process: int) -> None:
+    """Until it goes on, or is killed."""
+    os.kill(process, signal.SIGSTOP)
+    while Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "T":
+        time.sleep(0.001)
+
+
 def resident(process: int, path: Path) -> int:
     """Bytes of the file at `path` that a process has in its memory map and has touched."""
     found, inside = 0, False
@@ -250,7 +257,7 @@ def test_a_killed_worker_is_replaced_and_its_request_repeated(pair: RayRetriever
     expected = alone.retrieve(queries(8), 5)
     killed = process_of(pair, 0)
     crew = pair._crews[0]
-    os.kill(killed, signal.SIGSTOP)
+    stop(killed)
     request = request_to(crew, 0)
     os.kill(killed, signal.SIGKILL)
     assert_equal(passages(crew.finish(request)), expected)
@@ -261,7 +268,7 @@ def test_requests_go_round_a_worker_that_is_busy(pair: RayRetriever, alone: Loca
     """One of two workers is stopped in the middle of a request: the requests that follow go to the other."""
     crew = pair._crews[0]
     stopped = process_of(pair, 0)
-    os.kill(stopped, signal.SIGSTOP)
+    stop(stopped)
     try:
         hanging = request_to(crew, 0)
         for _ in range(5):
@@ -306,7 +313,7 @@ def test_a_worker_that_hangs_is_not_waited_for_longer_than_said(
     for line in pair._crews[0]._lines:
         monkeypatch.setattr(line, "_timeout", 2.0)
     process = process_of(pair, 0)
-    os.kill(process, signal.SIGSTOP)
+    stop(process)
     try:
         with pytest.raises(LostError, match=r"^Retrieval worker 1 of 2 does not answer any more \(time-out 2 s\):"):
             for _ in range(2):
@@ -471,7 +478,7 @@ def test_processes_that_ask_the_same_workers_share_a_board(
     one, other = (Crew(["shared-0", "shared-1"], "shared-board", TIMEOUT) for _ in range(2))
     let_all([one, other], "info")
     process = ray.get(held[1].process.remote())
-    os.kill(process, signal.SIGSTOP)
+    stop(process)
     try:
         hanging = request_to(one, 0)
         for _ in range(3):
