@@ -59,11 +59,14 @@ class ExactRange:
         offset = self._first
         # Whoever asks may compute in half precision.
         with torch.autocast(self._device.type, enabled=False):
-            for group in self._groups:
-                products = [block @ asked for block in group]
-                scores = torch.cat(products) if len(products) > 1 else products[0]
-                best = _better(best, scores, offset)
-                offset += len(scores)
+            for sizes, groups in itertools.groupby(self._groups, lambda group: list(map(len, group))):
+                scores = torch.empty(sum(sizes), len(queries), device=self._device)
+                places = scores.split(sizes)
+                for group in groups:
+                    for block, place in zip(group, places, strict=True):
+                        torch.mm(block, asked, out=place)
+                    best = _better(best, scores, offset)
+                    offset += len(scores)
         return best
 
 
