@@ -1,8 +1,8 @@
 """Requests and their answers as bytes, between a process that asks and a Ray worker that answers.
 
-Ray starts the workers, watches them and replaces them. A call through it wakes some ten threads on its way, which takes
-milliseconds where cores are few; a TCP connection wakes two. A frame is its kind, its length and its bytes. Whoever
-connects begins with the key that comes with the address.
+Ray starts the workers, watches them and replaces them. A call through it takes some milliseconds more where cores are
+few (benchmarks/results/retrieval.md). A frame is its kind, its length and its bytes. Whoever connects begins with the
+key that comes with the address.
 """
 
 from __future__ import annotations
