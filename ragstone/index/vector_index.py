@@ -15,6 +15,7 @@ import numpy as np
 
 from ragstone.errors import InputError
 from ragstone.index.empty import TRAINING_VECTORS, empty_index, links_per_node, too_few
+from ragstone.index.matrix_products import prefer_matrix_products
 from ragstone.index.searcher import Searcher, nothing_found
 from ragstone.progress import activity, progress_bar
 from ragstone.types import FloatArray, IntArray
@@ -37,6 +38,7 @@ class VectorIndex:
 
     def __init__(self, index: Any) -> None:
         self._index = index
+        prefer_matrix_products()
 
     @classmethod
     def open(cls, path: Path) -> VectorIndex:

@@ -22,7 +22,7 @@ def vectors(count: int, seed: int = 0) -> FloatArray:
 
 
 @pytest.mark.parametrize(
-    ("rows", "parts"), [(10, 1), (10, 3), (7, 7), (2, 4), (1000, 5), (5000, 2), (10_000, 3), (4096, 4)]
+    ("rows", "parts"), [(10, 1), (10, 3), (7, 7), (2, 4), (1000, 5), (5000, 2), (30_000, 3), (16_384, 4)]
 )
 def test_divide(rows: int, parts: int) -> None:
     ranges = divide(rows, parts)
@@ -35,7 +35,7 @@ def test_divide(rows: int, parts: int) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
 @pytest.mark.parametrize("queries", [1, 7, 32])
-@pytest.mark.parametrize("count", [50, 9000])
+@pytest.mark.parametrize("count", [50, 9000, 30_000])
 def test_the_best_of_the_parts_are_the_best_of_the_whole(tmp_path: Path, parts: int, queries: int, count: int) -> None:
     """Ids and scores without tolerance; as FAISS's own search of a flat index finds them, but for rounding."""
     corpus = vectors(count)

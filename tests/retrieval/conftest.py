@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ragstone.index.exact_range import BLOCK
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
 from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.knowledge.wiki_dpr import index_file, passages_folder
 
-ROWS = 6000
+ROWS = 3 * BLOCK
 DIMENSION = 48
-UNMAPPED_ROWS, UNMAPPED_DIMENSION = 2048, 8
+UNMAPPED_ROWS, UNMAPPED_DIMENSION = 2 * BLOCK, 8
 
 
 def write_source(folder: Path, rows: int, dimension: int) -> Path:
