@@ -28,7 +28,7 @@ GROUP = 2 * BLOCK
 BLOCK_ON_DEVICE = 2**20
 """As BLOCK, on a GPU: the scores for 1,000 queries take 4 GB."""
 MANY = 16
-"""Candidates for each result above which the lowest possible are left out before the rest is sorted."""
+"""Candidates for each result above which the lowest are left out before the rest is sorted."""
 
 
 class ExactRange:
@@ -115,13 +115,14 @@ def _better(best: tuple[FloatArray, IntArray], scores: torch.Tensor, first: int)
 def _above(scores: torch.Tensor, bar: FloatArray, n: int) -> tuple[IntArray, IntArray]:
     """Rows and queries of what in `scores` [R, B] is above the `bar` [B] of its query, by rows in order.
 
-    Where that is much more than `n` of each query, what is below its highest `n` is left out.
+    Where that is much more than `n` of each query, what cannot be among its highest `n` is left out.
     """
     found = _places_above(scores, bar)
     if len(found) > MANY * n * len(bar):
-        # The first rows are all better than nothing. What is no number must not count among the highest.
-        numbers = scores.masked_fill(scores.isnan(), -torch.inf).T
-        lowest = numbers.topk(min(n, len(scores))).values[:, -1].cpu().numpy()
+        # The first rows are all better than nothing. The highest of some are a bar for all; what is no number is not.
+        some = scores[:: max(1, min(MANY, len(scores) // n))]
+        highest = some.masked_fill(some.isnan(), -torch.inf).T.topk(min(n, len(some))).values
+        lowest = highest[:, -1].cpu().numpy()
         found = _places_above(scores, np.maximum(bar, np.nextafter(lowest, -np.inf, dtype=np.float32)))
     rows, queries = np.divmod(found, len(bar))
     return rows, queries
