@@ -2,7 +2,7 @@
 
 Ray starts the workers, watches them and replaces them. A call through it takes some milliseconds more where cores are
 few (benchmarks/results/retrieval.md). A frame is its kind, its length and its bytes. Whoever connects begins with the
-key that comes with the address.
+key that comes with the address. Where Ray encrypts its connections, these are encrypted too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from ragstone.errors import InputError
+from ragstone.retrieval.tls import encrypted
 
 Payload = bytes | bytearray | memoryview
 HEADER = struct.Struct("<BQ")
@@ -82,13 +83,12 @@ class Connection:
             OSError: it cannot be reached.
         """
         self.address = address
-        self._socket = socket.create_connection((address.host, address.port), timeout)
-        try:
-            _watch(self._socket)
+        with ExitStack() as opened:
+            connected = opened.enter_context(socket.create_connection((address.host, address.port), timeout))
+            _watch(connected)
+            self._socket = opened.enter_context(encrypted(connected, server_side=False))
             self._socket.sendall(address.key)
-        except OSError:
-            self.close()
-            raise
+            opened.pop_all()
 
     def send(self, request: Payload, timeout: float) -> None:
         """Send a request within `timeout` seconds.
@@ -145,13 +145,15 @@ class Server:
         """Answer until the other side has gone."""
         with connected, suppress(OSError):
             _watch(connected)
-            key = _read(connected, KEY_BYTES, time.monotonic() + SECONDS_TO_KNOCK)
-            if not hmac.compare_digest(key, self.address.key):
-                return
-            connected.settimeout(None)
-            while True:
-                _, request = _receive(connected)
-                _send(connected, *self._answered(request))
+            connected.settimeout(SECONDS_TO_KNOCK)
+            with encrypted(connected, server_side=True) as way:
+                key = _read(way, KEY_BYTES, time.monotonic() + SECONDS_TO_KNOCK)
+                if not hmac.compare_digest(key, self.address.key):
+                    return
+                way.settimeout(None)
+                while True:
+                    _, request = _receive(way)
+                    _send(way, *self._answered(request))
 
     def _answered(self, request: bytearray) -> tuple[int, Payload]:
         """Kind and bytes of the answer."""

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 
 from ragstone.index.exact_range import BLOCK
 from ragstone.index.vector_index import build_index
@@ -63,3 +64,23 @@ def write_published(cache: Path) -> Path:
 @pytest.fixture(scope="session")
 def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_source(tmp_path_factory.mktemp("large") / "source", ROWS, DIMENSION)
+
+
+def make_certificates(folder: Path, *hosts: str) -> dict[str, str]:
+    """An authority and a certificate of it for `hosts`; the environment in which Ray encrypts with them."""
+    authority = trustme.CA()
+    own = authority.issue_cert(*hosts)
+    own.private_key_and_cert_chain_pem.write_to_path(folder / "host.pem")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    host = str(folder / "host.pem")
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": host,
+        "RAY_TLS_SERVER_KEY": host,
+        "RAY_TLS_CA_CERT": str(folder / "authority.pem"),
+    }
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_certificates(tmp_path_factory.mktemp("certificates"), "127.0.0.1", "localhost")

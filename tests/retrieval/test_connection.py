@@ -1,23 +1,27 @@
-"""Requests over connections: real sockets, with a server in this process or in one that is stopped and killed."""
+"""Requests over connections, plain and encrypted: real sockets, with a server here or in a process that is killed."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ragstone.errors import InputError
 from ragstone.retrieval.connection import KEY_BYTES, Address, Connection, Server
+from ragstone.retrieval.tls import encrypts
+from tests.retrieval.conftest import make_certificates
 
 HOST = "127.0.0.1"
 ELSEWHERE = """
@@ -47,6 +51,15 @@ def ask(connection: Connection, request: bytes) -> bytes:
     connection.send(request, 10)
     assert connection.answers_within(10)
     return bytes(connection.receive(10).opened())
+
+
+@pytest.fixture(autouse=True, params=["plain", "encrypted"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, certificates: dict[str, str]) -> str:
+    """Everything below holds for both."""
+    if request.param == "encrypted":
+        for name, value in certificates.items():
+            monkeypatch.setenv(name, value)
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +167,76 @@ def test_a_process_that_is_killed_is_noticed_at_once(elsewhere: tuple[Address, s
 def test_a_process_that_takes_nothing_is_not_waited_for(elsewhere: tuple[Address, subprocess.Popen[str]]) -> None:
     """Its system takes as much as fits into its buffers."""
     address, process = elsewhere
-    stop(process)
-    with closing(Connection(address, 10)) as connection, pytest.raises(TimeoutError):
-        connection.send(bytes(100_000_000), 0.5)
+    with closing(Connection(address, 10)) as connection:
+        stop(process)
+        with pytest.raises(TimeoutError):
+            connection.send(bytes(100_000_000), 0.5)
+
+
+def test_what_goes_over_the_wire(server: Server, ways: str) -> None:
+    """The key and the request, for everybody to read, or neither."""
+    with socket.create_server((HOST, 0)) as relay, ThreadPoolExecutor(2) as pool:
+        seen = pool.submit(relayed, relay, server.address)
+        address = replace(server.address, port=relay.getsockname()[1])
+        with closing(Connection(address, 10)) as connection:
+            assert ask(connection, b"a question") == b"noitseuq a"
+        wire = seen.result(30)
+    for secret in (server.address.key, b"a question"):
+        assert (secret in wire) == (ways == "plain")
+
+
+def relayed(relay: socket.socket, address: Address) -> bytes:
+    """All that one who connects to `relay` sends to `address`, who answers, until it has gone."""
+    asker, _ = relay.accept()
+    with asker, socket.create_connection((address.host, address.port)) as server:
+        answers = threading.Thread(target=pass_on, args=(server, asker))
+        answers.start()
+        sent = pass_on(asker, server)
+        answers.join()
+    return sent
+
+
+def pass_on(source: socket.socket, target: socket.socket) -> bytes:
+    """Everything from one to the other, and what it was."""
+    passed = b""
+    with suppress(OSError):
+        while data := source.recv(2**16):
+            target.sendall(data)
+            passed += data
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+    return passed
+
+
+def test_who_encrypts_and_who_does_not(
+    elsewhere: tuple[Address, subprocess.Popen[str]],
+    ways: str,
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: dict[str, str],
+) -> None:
+    """One side as the fixture has it, this one the other way."""
+    address, _ = elsewhere
+    for name, value in certificates.items():
+        monkeypatch.setenv(name, value if ways == "plain" else "")
+    assert encrypts() == (ways == "plain")
+    with pytest.raises(OSError), closing(Connection(address, 2)) as connection:
+        ask(connection, b"ab")
+
+
+@pytest.mark.parametrize("ways", ["encrypted"], indirect=True)
+def test_a_stranger(
+    elsewhere: tuple[Address, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whose certificate another has signed, though he has the key: neither side talks to the other."""
+    address, _ = elsewhere
+    with closing(Connection(address, 10)) as connection:
+        assert ask(connection, b"ab") == b"abab"
+    strange = make_certificates(tmp_path, HOST)
+    with monkeypatch.context() as here:
+        here.setenv("RAY_TLS_CA_CERT", strange["RAY_TLS_CA_CERT"])
+        with pytest.raises(ssl.SSLCertVerificationError):
+            Connection(address, 10)
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY"):
+        monkeypatch.setenv(name, strange[name])
+    with pytest.raises(OSError), closing(Connection(address, 10)) as connection:
+        ask(connection, b"ab")
