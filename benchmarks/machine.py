@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 CPU_SIDES = (1024, 2048, 3072)
 GPU_SIDES = (2048, 4096, 8192)
 """Rows of the square matrices that are multiplied to see how fast a machine can be."""
+PAGES, PAGE_BYTES = 20_000, 4096
+"""Of memory that is read before and after a pause."""
 
 
 def commit() -> str:
@@ -39,6 +44,25 @@ def processor() -> str:
     """The CPU's name."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def page_seconds(pause: float) -> tuple[float, float]:
+    """Seconds to read a number in a page of memory, a moment after it was read, and `pause` seconds after.
+
+    The second is far more than a cache miss takes where a host takes memory that lies idle from its virtual machines.
+    """
+    pages = np.ones((PAGES, PAGE_BYTES // 4), dtype=np.float32)
+    order = np.random.default_rng(0).permutation(PAGES)
+
+    def read(which: npt.NDArray[np.int64]) -> float:
+        began = time.perf_counter()
+        pages[which, 0].sum()
+        return (time.perf_counter() - began) / len(which)
+
+    read(order)
+    soon = read(order)
+    time.sleep(pause)
+    return soon, read(order[: PAGES // 10])
 
 
 def multiply_rate(dtype: Any, device: Any, sides: Sequence[int] | None = None) -> float:

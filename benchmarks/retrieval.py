@@ -16,12 +16,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 
-from benchmarks.machine import command
-from benchmarks.retrieval_record import METHOD, PEER, Record, page, record, table
-from benchmarks.retrieval_timing import BACKENDS, Task, timed
+from benchmarks.machine import command, page_seconds
+from benchmarks.retrieval_record import METHOD, PAUSE, PEER, Record, memory, page, record, table
+from benchmarks.retrieval_timing import BACKENDS, Task, Timed, timed
 from benchmarks.synthetic_source import SyntheticSource, estimated_seconds
 from ragstone.errors import InputError, LostError
 from ragstone.output import write_text
@@ -86,6 +87,7 @@ def run(settings: Settings, line: str) -> None:
     """
     records: list[Record] = []
     left_out: list[str] = []
+    memory_seconds = page_seconds(PAUSE)
     for size in map(int, settings.sizes.split(",")):
         source = SyntheticSource(settings.folder, size)
         for index in settings.indexes.split(","):
@@ -99,12 +101,14 @@ def run(settings: Settings, line: str) -> None:
                 continue
             _build(source, index, settings)
             for backend in settings.backends.split(","):
-                records.append(_measure(source, index, backend, settings))
+                found = _measure(source, index, backend, settings)
+                name = source.index_path(index, settings.m).stem
+                records.append(record(size, name, backend, found, memory_seconds))
                 # A run of hours that is cut off keeps what it has.
                 _write(settings, records, left_out, line)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table(records))
-    for text in (METHOD, *left_out, PEER):
+    for text in (METHOD, *map(memory, records[:1]), *left_out, PEER):
         console.print(text, highlight=False, markup=False)
     _write(settings, records, left_out, line)
 
@@ -122,21 +126,20 @@ def _build(source: SyntheticSource, index: str, settings: Settings) -> None:
     )
 
 
-def _measure(source: SyntheticSource, index: str, backend: str, settings: Settings) -> Record:
+def _measure(source: SyntheticSource, index: str, backend: str, settings: Settings) -> Timed:
     began = time.perf_counter()
-    index_path = source.index_path(index, settings.m)
     task = Task(
         backend=BACKENDS[backend],
         passages_path=str(source.passages_path),
-        index_path=str(index_path),
+        index_path=str(source.index_path(index, settings.m)),
         questions=source.questions(),
         exact=source.exact_scores(),
         batches=settings.batches,
     )
-    found = record(source.size, index_path.stem, backend, timed(task))
+    found = timed(task)
     _tell(
-        f"{source.size:,} {index} {backend}: bare {found.bare_median_ms:.2f} ms, backend {found.median_ms:.2f} ms, "
-        f"{found.batches} batches, {time.perf_counter() - began:.0f} s in all"
+        f"{source.size:,} {index} {backend}: bare {1000 * median(found.bare):.2f} ms, backend "
+        f"{1000 * median(found.whole):.2f} ms, {len(found.bare)} batches, {time.perf_counter() - began:.0f} s in all"
     )
     return found
 

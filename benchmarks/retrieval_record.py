@@ -33,8 +33,12 @@ METHOD = (
     "per second of ray-2 with two batches on their way. Overhead is the median of the differences between a batch and "
     "the bare search just before it, so that a machine whose speed moves moves both; behind it, where that median lies "
     "with 95 % confidence. What is allowed is kept or exceeded where all of that range is, else open. "
-    f"Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms."
+    f"Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms. "
+    "The overhead contains fetching the passages with their vectors, which the bare search does not do: what a way "
+    "costs is what stands above in-process, where nothing travels."
 )
+PAUSE = 3.0
+"""Seconds for which a page of memory is left alone, before it is read again."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ class Record:
     within: bool | None
     """Whether it is; None where the range leaves that open, or nothing is said about it."""
     recall_at_5: float
+    page_us: tuple[float, float]
+    """Microseconds to read a page of memory a moment after it was read, and PAUSE seconds after."""
 
 
-def record(vectors: int, index: str, backend: str, timed: Timed) -> Record:
-    """The figures of what was `timed`."""
+def record(vectors: int, index: str, backend: str, timed: Timed, page_seconds: tuple[float, float]) -> Record:
+    """The figures of what was `timed`; see machine.page_seconds."""
     bare, median = _ms(timed.bare, 50), _ms(timed.whole, 50)
     differences = [whole - bare for whole, bare in zip(timed.whole, timed.bare, strict=True)]
     overhead = _ms(differences, 50)
@@ -112,6 +118,7 @@ def record(vectors: int, index: str, backend: str, timed: Timed) -> Record:
         allowed_ms=None if allowed is None else round(allowed, 3),
         within=None if allowed is None or low <= allowed < high else high <= allowed,
         recall_at_5=round(timed.recall, 4),
+        page_us=(round(1e6 * page_seconds[0], 3), round(1e6 * page_seconds[1], 3)),
     )
 
 
@@ -123,6 +130,16 @@ def median_range(values: Sequence[float]) -> tuple[float, float]:
     ordered, count = sorted(values), len(values)
     reach = 1.96 * math.sqrt(count) / 2
     return ordered[max(0, math.floor(count / 2 - reach))], ordered[min(count - 1, math.ceil(count / 2 + reach))]
+
+
+def memory(first: Record) -> str:
+    """What is to be known of the machine's memory."""
+    soon, later = first.page_us
+    return (
+        f"Memory: to read a page again takes {soon:.2f} µs here a moment later, and {later:.1f} µs {PAUSE:g} s later. "
+        "The passages of a batch and what leads to them lie on more than a thousand pages, which nobody reads for "
+        "seconds where a search takes long."
+    )
 
 
 def table(records: Sequence[Record]) -> Table:
@@ -153,6 +170,8 @@ def page(records: Sequence[Record], left_out: Sequence[str], command: str) -> st
         f"    {command}",
         "",
         METHOD,
+        "",
+        memory(first),
         "",
         *(f"| {' | '.join(cells)} |" for cells in [list(COLUMNS), bars, *map(_row, records)]),
         "",

@@ -348,18 +348,24 @@ def test_retrieval(
         assert (record["allowed_ms"] is None) == (record["backend"] == "in-process")
         low, high = record["overhead_range_ms"]
         assert low <= record["overhead_ms"] <= high
+        assert min(record["page_us"]) > 0 and max(record["page_us"]) < 1e5
         assert f"│ {record['backend']} " in done.stdout
+    assert "Memory: to read a page again takes " in done.stdout and "Memory: " in results.read_text()
     rows = [line.split(" | ") for line in results.read_text().splitlines() if line.startswith("| ")]
     assert [row[2] for row in rows] == ["backend", "---", *backends.split(",")]
     assert {len(row) for row in rows} == {len(COLUMNS)}
 
 
+PAGE = (1e-8, 9e-6)
+
+
 def test_a_batch_is_held_against_the_bare_search_just_before_it() -> None:
     ends = [0.014, 0.021, 0.033]
     timed = Timed([0.010, 0.020, 0.030], [[(0.0, end) for end in ends]], 1, None, 2, 1.0)
-    found = retrieval_record(1000, "flat", "ray-1", timed)
+    found = retrieval_record(1000, "flat", "ray-1", timed, PAGE)
     assert (found.bare_median_ms, found.median_ms, found.overhead_ms, found.overhead_percent) == (20, 21, 3, 15)
     assert (found.allowed_ms, found.within, found.overhead_range_ms) == (5, True, (1, 4))
+    assert found.page_us == (0.01, 9)
 
 
 @pytest.mark.parametrize(
@@ -371,8 +377,8 @@ def test_what_is_allowed_is_left_open_where_batches_differ_too_much(
     random = np.random.default_rng(0)
     ends = (0.2 + overhead + spread * random.standard_normal(100)).tolist()
     timed = Timed([0.2] * 100, [[(0.0, end) for end in ends]], 1, None, 2, 1.0)
-    assert retrieval_record(1000, "flat", "ray-1", timed).within is within
-    assert retrieval_record(1000, "flat", "in-process", timed).within is None
+    assert retrieval_record(1000, "flat", "ray-1", timed, PAGE).within is within
+    assert retrieval_record(1000, "flat", "in-process", timed, PAGE).within is None
 
 
 @pytest.mark.parametrize("count", [30, 100, 300])
