@@ -87,7 +87,7 @@ def run(settings: Settings, line: str) -> None:
     """
     records: list[Record] = []
     left_out: list[str] = []
-    memory_seconds = page_seconds(PAUSE)
+    memory_seconds: tuple[float, float] | None = None
     for size in map(int, settings.sizes.split(",")):
         source = SyntheticSource(settings.folder, size)
         for index in settings.indexes.split(","):
@@ -101,6 +101,7 @@ def run(settings: Settings, line: str) -> None:
                 continue
             _build(source, index, settings)
             for backend in settings.backends.split(","):
+                memory_seconds = memory_seconds or page_seconds(PAUSE)
                 found = _measure(source, index, backend, settings)
                 name = source.index_path(index, settings.m).stem
                 records.append(record(size, name, backend, found, memory_seconds))

@@ -34,8 +34,7 @@ METHOD = (
     "the bare search just before it, so that a machine whose speed moves moves both; behind it, where that median lies "
     "with 95 % confidence. What is allowed is kept or exceeded where all of that range is, else open. "
     f"Allowed: pytorch {PYTORCH_PART:.0%} or {PYTORCH_MS:g} ms, Ray {RAY_MS:g} ms. "
-    "The overhead contains fetching the passages with their vectors, which the bare search does not do: what a way "
-    "costs is what stands above in-process, where nothing travels."
+    "It is held against the whole overhead, which contains fetching passages with their vectors, as in-process does."
 )
 PAUSE = 3.0
 """Seconds for which a page of memory is left alone, before it is read again."""
@@ -137,8 +136,8 @@ def memory(first: Record) -> str:
     soon, later = first.page_us
     return (
         f"Memory: to read a page again takes {soon:.2f} µs here a moment later, and {later:.1f} µs {PAUSE:g} s later. "
-        "The passages of a batch and what leads to them lie on more than a thousand pages, which nobody reads for "
-        "seconds where a search takes long."
+        "A cache miss takes some tenths of one; far more is due to the host of a virtual machine. The passages of a "
+        "batch, with what says where they are, lie on a thousand pages and more, and come again sixteen batches later."
     )
 
 

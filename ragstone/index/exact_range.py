@@ -1,9 +1,9 @@
 """Exact search over a range of rows by torch's matrix product, on the CPU or on a GPU.
 
-FAISS's flat search does the same over one piece of memory in the main memory. Here a source's vectors are searched in
-the pieces of mapped files that they lie in, a part of a source gives the scores of the whole to the last bit, and there
-are no threads beside torch's own, with which FAISS's would contend for the cores. benchmarks/exact_search.py sets both
-side by side. A product of some rows with all queries is looked at once for what beats the best so far.
+FAISS's flat search does the same over one piece of main memory. Here a source's vectors are searched in the pieces of
+mapped files that they lie in, a part of a flat index gives the scores of the whole to the last bit, and there are no
+threads beside torch's own, with which FAISS's would contend for the cores. benchmarks/exact_search.py sets both side by
+side. A product of some rows with all queries is looked at once for what beats the best so far.
 
 Shapes: B queries, N results, D dimensions, R rows of a group.
 """
@@ -44,6 +44,7 @@ class ExactRange:
         """
         self._first = first
         self._device = device or torch.device("cpu")
+        self._by_numpy = device is None
         if device is None:
             blocks = [block for chunk in chunks for block in _view(chunk).split(BLOCK) if len(block)]
             self._groups = list(_groups(blocks))
@@ -66,7 +67,7 @@ class ExactRange:
                 for group in groups:
                     for block, place in zip(group, places, strict=True):
                         torch.mm(block, asked, out=place)
-                    best = _better(best, scores, offset)
+                    best = _better(best, scores, offset, self._by_numpy)
                     offset += len(scores)
         return best
 
@@ -92,14 +93,17 @@ def _groups(blocks: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield group
 
 
-def _better(best: tuple[FloatArray, IntArray], scores: torch.Tensor, first: int) -> tuple[FloatArray, IntArray]:
+def _better(
+    best: tuple[FloatArray, IntArray], scores: torch.Tensor, first: int, by_numpy: bool
+) -> tuple[FloatArray, IntArray]:
     """The best scores [B, N] and their ids [B, N] after `scores` [R, B] of the rows from `first` on.
 
     The rows before had lower ids, so of equal scores those stay.
     """
     best_scores, best_ids = best
     b, n = best_ids.shape
-    rows, queries = _above(scores, best_scores[:, -1].copy(), n)
+    find = _above_by_numpy if by_numpy else _above_by_torch
+    rows, queries = np.divmod(find(scores, best_scores[:, -1].copy(), n), b)
     if len(rows) == 0:
         return best
     query = np.concatenate([np.repeat(np.arange(b), n), queries])
@@ -112,28 +116,32 @@ def _better(best: tuple[FloatArray, IntArray], scores: torch.Tensor, first: int)
     return score[order].reshape(b, n), row[order].reshape(b, n)
 
 
-def _above(scores: torch.Tensor, bar: FloatArray, n: int) -> tuple[IntArray, IntArray]:
-    """Rows and queries of what in `scores` [R, B] is above the `bar` [B] of its query, by rows in order.
+def _above_by_numpy(scores: torch.Tensor, bar: FloatArray, n: int) -> IntArray:
+    """Where `scores` [R, B], as if they stood in one row, are above the `bar` [B] of their query; on a CPU.
 
-    Where that is much more than `n` of each query, what cannot be among its highest `n` is left out.
+    Where that is much more than `n` of each query, what cannot be among its highest `n` is left out. By one thread, as
+    NumPy does it: to wake others takes longer than the work.
     """
-    found = _places_above(scores, bar)
-    if len(found) > MANY * n * len(bar):
-        # The first rows are all better than nothing. The highest of some are a bar for all; what is no number is not.
-        some = scores[:: max(1, min(MANY, len(scores) // n))]
-        highest = some.masked_fill(some.isnan(), -torch.inf).T.topk(min(n, len(some))).values
-        lowest = highest[:, -1].cpu().numpy()
-        found = _places_above(scores, np.maximum(bar, np.nextafter(lowest, -np.inf, dtype=np.float32)))
-    rows, queries = np.divmod(found, len(bar))
-    return rows, queries
+    values = scores.numpy()
+    above = values > bar
+    if np.count_nonzero(above) > MANY * n * len(bar):
+        above &= values >= _low(scores, n).numpy()
+    return np.flatnonzero(above)
 
 
-def _places_above(scores: torch.Tensor, bar: FloatArray) -> IntArray:
-    """R·B-numbered places of what in `scores` [R, B] is above `bar` [B]."""
-    if scores.device.type == "cpu":
-        # By one thread: to wake another takes longer than the work.
-        return np.flatnonzero(scores.numpy() > bar)
-    return (scores > torch.from_numpy(bar).to(scores.device)).flatten().nonzero()[:, 0].cpu().numpy()
+def _above_by_torch(scores: torch.Tensor, bar: FloatArray, n: int) -> IntArray:
+    """As _above_by_numpy, on any device."""
+    above = scores > torch.from_numpy(bar).to(scores.device)
+    if int(above.count_nonzero()) > MANY * n * len(bar):
+        above &= scores >= _low(scores, n)
+    return above.flatten().nonzero()[:, 0].cpu().numpy()
+
+
+def _low(scores: torch.Tensor, n: int) -> torch.Tensor:
+    """Scores [B] that at least `n` of more than MANY x `n` rows of `scores` [R, B] reach: the `n`-th of some rows."""
+    some = scores[::MANY]
+    # What is no number must not count among the highest.
+    return some.masked_fill(some.isnan(), -torch.inf).T.topk(n).values[:, -1]
 
 
 def _view(chunk: FloatArray) -> torch.Tensor:

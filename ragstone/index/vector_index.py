@@ -38,7 +38,6 @@ class VectorIndex:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        prefer_matrix_products()
 
     @classmethod
     def open(cls, path: Path) -> VectorIndex:
@@ -90,6 +89,7 @@ class VectorIndex:
         """Scores [B, N] and ids [B, N] of the nearest vectors to `queries` [B, D], ids -1 where there are fewer."""
         if len(queries) == 0:
             return nothing_found(0, n)
+        prefer_matrix_products()
         return self._searcher.search(np.ascontiguousarray(queries, dtype=np.float32), n)
 
     @cached_property

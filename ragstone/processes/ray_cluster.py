@@ -175,7 +175,7 @@ def _silence(address: str) -> str | None:
         return "an address is host:port"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            if encrypts():
                 # An encrypted one does not understand the greeting; that it listens must do.
                 return None
             connection.sendall(GREETING)
@@ -186,6 +186,11 @@ def _silence(address: str) -> str | None:
         return getattr(error, "strerror", None) or str(error)
     # The type of a frame stands behind its length of three bytes.
     return None if answer[3:] == bytes([SETTINGS_FRAME]) else "something else than Ray's head listens there"
+
+
+def encrypts() -> bool:
+    """Whether Ray encrypts its connections: as Ray reads its environment."""
+    return os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Ray starts the workers, watches them and replaces them. A call through it takes some milliseconds more where cores are
 few (benchmarks/results/retrieval.md). A frame is its kind, its length and its bytes. Whoever connects begins with the
-key that comes with the address. Where Ray encrypts its connections, these are encrypted too.
+key that comes with the address, and is told that it fits. Where Ray encrypts its connections, these are encrypted too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from ragstone.errors import InputError
-from ragstone.retrieval.tls import encrypted
+from ragstone.retrieval.tls import tls_context
 
 Payload = bytes | bytearray | memoryview
 HEADER = struct.Struct("<BQ")
 ASKED, ANSWERED, REFUSED, FAILED = range(4)
 """Kinds of frames: a request; what it gave; the sentence of an InputError; the traceback of anything else."""
 KEY_BYTES = 32
+WELCOME = b"\n"
+"""What comes back for the key."""
 SECONDS_TO_KNOCK = 10.0
 """In which whoever connects must have sent the key."""
 SILENCE = 15
@@ -80,14 +82,21 @@ class Connection:
         """Connect within `timeout` seconds.
 
         Raises:
-            OSError: it cannot be reached.
+            OSError: it cannot be reached, or does not accept the key, or one side not the other's certificate.
+            InputError: this host's certificates cannot be used.
         """
         self.address = address
+        secure, deadline = tls_context(server_side=False), time.monotonic() + timeout
         with ExitStack() as opened:
             connected = opened.enter_context(socket.create_connection((address.host, address.port), timeout))
             _watch(connected)
-            self._socket = opened.enter_context(encrypted(connected, server_side=False))
-            self._socket.sendall(address.key)
+            if secure is not None:
+                connected.settimeout(_left(deadline))
+                connected = opened.enter_context(secure.wrap_socket(connected, server_hostname=address.host))
+            connected.settimeout(_left(deadline))
+            connected.sendall(address.key)
+            _read(connected, len(WELCOME), deadline)
+            self._socket = connected
             opened.pop_all()
 
     def send(self, request: Payload, timeout: float) -> None:
@@ -122,7 +131,13 @@ class Server:
     """Answers the requests of all who connect, one at a time."""
 
     def __init__(self, host: str, answer: Callable[[bytearray], Payload]) -> None:
-        """Listen at the address `host` of this machine; `answer` gets the bytes of a request, one at a time."""
+        """Listen at the address `host` of this machine; `answer` gets the bytes of a request, one at a time.
+
+        Raises:
+            OSError: the address is none of this machine.
+            InputError: this host's certificates cannot be used.
+        """
+        self._secure = tls_context(server_side=True)
         self._answer = answer
         self._lock = threading.Lock()
         self._listener = socket.create_server((host, 0), family=_family(host), backlog=128)
@@ -145,12 +160,14 @@ class Server:
         """Answer until the other side has gone."""
         with connected, suppress(OSError):
             _watch(connected)
+            deadline = time.monotonic() + SECONDS_TO_KNOCK
             connected.settimeout(SECONDS_TO_KNOCK)
-            with encrypted(connected, server_side=True) as way:
-                key = _read(way, KEY_BYTES, time.monotonic() + SECONDS_TO_KNOCK)
+            with self._secure.wrap_socket(connected, server_side=True) if self._secure else connected as way:
+                key = _read(way, KEY_BYTES, deadline)
                 if not hmac.compare_digest(key, self.address.key):
                     return
                 way.settimeout(None)
+                way.sendall(WELCOME)
                 while True:
                     _, request = _receive(way)
                     _send(way, *self._answered(request))
@@ -185,12 +202,17 @@ def _read(source: socket.socket, size: int, deadline: float | None) -> bytearray
     rest = memoryview(data)
     while rest:
         if deadline is not None:
-            source.settimeout(max(1e-3, deadline - time.monotonic()))
+            source.settimeout(_left(deadline))
         count = source.recv_into(rest)
         if count == 0:
             raise ConnectionResetError("the other side has closed the connection")
         rest = rest[count:]
     return data
+
+
+def _left(deadline: float) -> float:
+    """Seconds until then, and never none: that would mean not to wait at all."""
+    return max(1e-3, deadline - time.monotonic())
 
 
 def _watch(connected: socket.socket) -> None:

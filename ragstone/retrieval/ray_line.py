@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -118,10 +119,7 @@ class Line:
             self._address = self.value(self.promise("address", asked.began))
             # Else it died meanwhile, and is connected to when it is asked.
             if self._address == address:
-                raise LostError(
-                    f"{self._name} cannot be reached at {address} ({error.strerror or error}); workers answer at ports "
-                    "of their own, which every host of the run must be let through to."
-                ) from error
+                raise LostError(f"{self._name} cannot be reached at {address} ({_why(error)}.") from error
 
     def send(self, call: Call) -> None:
         """Send a request, if the actor can be reached where it was last; else `answer` does."""
@@ -193,6 +191,14 @@ class Line:
 
     def _silent(self) -> LostError:
         return lost(f"{self._name} does", self._timeout, "it is stopped, or its host cannot be reached")
+
+
+def _why(error: OSError) -> str:
+    """Why an actor cannot be reached, and what to do about it."""
+    if isinstance(error, ssl.SSLError):
+        return f"{error.strerror or error}); the certificates that Ray has on each host must be for that host's address"
+    reason = error.strerror or (f"nothing within {PATIENCE:g} s" if isinstance(error, TimeoutError) else error)
+    return f"{reason}); workers answer at ports of their own, which every host of the run must be let through to"
 
 
 def lost(who: str, timeout: float, reason: str) -> LostError:

@@ -8,36 +8,41 @@ https://docs.ray.io/en/latest/ray-core/configure.html#tls-authentication
 from __future__ import annotations
 
 import os
-import socket
 import ssl
+from pathlib import Path
+
+from ragstone.errors import InputError
+from ragstone.processes.ray_cluster import encrypts
+
+CERTIFICATE, KEY, AUTHORITY = FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 
-def encrypts() -> bool:
-    """Whether Ray encrypts its connections."""
-    return os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+def tls_context(server_side: bool) -> ssl.SSLContext | None:
+    """What encrypts connections as Ray's are, for one of both sides; None where Ray's are not encrypted.
 
-
-def encrypted(connected: socket.socket, server_side: bool) -> socket.socket:
-    """The socket `connected`, encrypted, where Ray's connections are; else as it is.
-
-    Both sides show the certificate that Ray has for their host, and accept one that is signed as Ray wants it, whatever
-    host it is for: whom they talk to, the key of the connection tells.
+    Each side shows the certificate that Ray has for its host, and accepts one that is signed as Ray wants it; whoever
+    connects, only one for the address that he has connected to.
 
     Raises:
-        OSError: the other side does not encrypt, or is not one of the cluster; no such certificates.
+        InputError: a file is missing, or no certificate or key.
     """
     if not encrypts():
-        return connected
-    return _context(server_side).wrap_socket(connected, server_side)
-
-
-def _context(server_side: bool) -> ssl.SSLContext:
+        return None
+    for name in FILES:
+        if not Path(os.environ.get(name, "")).is_file():
+            raise InputError(
+                f"RAY_USE_TLS is set, but {name} is {os.environ.get(name, '')!r}, which is no file; give it the path "
+                "that Ray has on this host."
+            )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(os.environ["RAY_TLS_SERVER_CERT"], os.environ["RAY_TLS_SERVER_KEY"])
-    context.load_verify_locations(os.environ["RAY_TLS_CA_CERT"])
+    try:
+        context.load_cert_chain(os.environ[CERTIFICATE], os.environ[KEY])
+        context.load_verify_locations(os.environ[AUTHORITY])
+    except OSError as error:
+        files = ", ".join(f"{name} ({os.environ[name]})" for name in FILES)
+        raise InputError(f"The certificates of Ray cannot be used ({error.strerror or error}): {files}.") from error
     if server_side:
         # Without tickets, nothing comes to who asks before there is an answer.
         context.num_tickets = 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ragstone.denormals import flushing_denormals
 from ragstone.index.exact import exact_search
 from ragstone.index.exact_range import BLOCK, GROUP, ExactRange, divide
 from ragstone.index.searcher import best_of
@@ -29,7 +30,7 @@ def test_divide(rows: int, parts: int) -> None:
     assert [row for first, last in ranges for row in range(first, last)] == list(range(rows))
     assert len(ranges) == parts
     lengths = [last - first for first, last in ranges]
-    assert max(lengths) - min(lengths) <= 2 * BLOCK
+    assert max(lengths) - min(lengths) <= BLOCK + rows % BLOCK
     assert all(first % BLOCK == 0 for first, last in ranges if first < last)
 
 
@@ -125,6 +126,19 @@ def test_a_vector_that_is_no_number_is_never_found() -> None:
     corpus[:7] = np.nan
     _, ids = ExactRange([corpus], 0).search(asked, 5)
     np.testing.assert_array_equal(ids, exact_search([corpus[7:]], asked, 5)[1] + 7)
+
+
+@pytest.mark.parametrize("nearest", [None, 3])
+def test_scores_of_zero_are_found_where_denormal_numbers_are_flushed(nearest: int | None) -> None:
+    """As in training. Many of them, so that the lowest are left out first."""
+    corpus = np.zeros((2 * GROUP, DIMENSION), np.float32)
+    if nearest is not None:
+        corpus[nearest] = 1
+    asked = np.ones((2, DIMENSION), np.float32)
+    with flushing_denormals():
+        for device in (None, torch.device("cpu")):
+            _, ids = ExactRange([corpus], 0, device).search(asked, 4)
+            assert ids.tolist() == [[0, 1, 2, 3] if nearest is None else [3, 0, 1, 2]] * 2
 
 
 def test_half_precision_around_the_search_does_not_reach_into_it() -> None:

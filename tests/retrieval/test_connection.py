@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from ragstone.errors import InputError
+from ragstone.processes.ray_cluster import encrypts
 from ragstone.retrieval.connection import KEY_BYTES, Address, Connection, Server
-from ragstone.retrieval.tls import encrypts
 from tests.retrieval.conftest import make_certificates
 
 HOST = "127.0.0.1"
@@ -62,7 +62,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, certif
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Server:
     return Server(HOST, answer)
 
@@ -120,12 +120,8 @@ def test_requests_are_answered_one_at_a_time() -> None:
 
 
 def test_who_does_not_have_the_key_gets_nothing(server: Server) -> None:
-    with closing(Connection(replace(server.address, key=bytes(KEY_BYTES)), 10)) as connection:
-        connection.send(b"abc", 10)
-        with pytest.raises(OSError):
-            # The refusal may come while the request is being sent.
-            assert connection.answers_within(10)
-            connection.receive(10)
+    with pytest.raises(OSError):
+        Connection(replace(server.address, key=bytes(KEY_BYTES)), 10)
     assert str(server.address) == f"{HOST}:{server.address.port}"
 
 
@@ -219,8 +215,8 @@ def test_who_encrypts_and_who_does_not(
     for name, value in certificates.items():
         monkeypatch.setenv(name, value if ways == "plain" else "")
     assert encrypts() == (ways == "plain")
-    with pytest.raises(OSError), closing(Connection(address, 2)) as connection:
-        ask(connection, b"ab")
+    with pytest.raises(OSError):
+        Connection(address, 2)
 
 
 @pytest.mark.parametrize("ways", ["encrypted"], indirect=True)
@@ -238,5 +234,34 @@ def test_a_stranger(
             Connection(address, 10)
     for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY"):
         monkeypatch.setenv(name, strange[name])
-    with pytest.raises(OSError), closing(Connection(address, 10)) as connection:
-        ask(connection, b"ab")
+    with pytest.raises(OSError):
+        Connection(address, 10)
+
+
+@pytest.mark.parametrize("ways", ["encrypted"], indirect=True)
+def test_a_certificate_for_another_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in make_certificates(tmp_path, "127.0.0.2").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"127\.0\.0\.1"):
+        Connection(Server(HOST, answer).address, 10)
+
+
+@pytest.mark.parametrize("ways", ["encrypted"], indirect=True)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"^RAY_USE_TLS is set, but RAY_TLS_SERVER_KEY is '.*no\.pem', which is no file; "),
+        ("nothing", r"^The certificates of Ray cannot be used \(.*\): .*RAY_TLS_SERVER_KEY \(.*no\.pem\)"),
+    ],
+)
+def test_certificates_that_cannot_be_used(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "no.pem"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(path))
+    with pytest.raises(InputError, match=message):
+        Server(HOST, answer)
+    with pytest.raises(InputError, match=message):
+        Connection(server.address, 10)
