@@ -15,7 +15,7 @@ import numpy as np
 
 from ragstone.errors import InputError
 from ragstone.index.empty import TRAINING_VECTORS, empty_index, links_per_node, too_few
-from ragstone.index.matrix_products import prefer_matrix_products
+from ragstone.index.matrix_products import matrix_products
 from ragstone.index.searcher import Searcher, nothing_found
 from ragstone.progress import activity, progress_bar
 from ragstone.types import FloatArray, IntArray
@@ -89,8 +89,8 @@ class VectorIndex:
         """Scores [B, N] and ids [B, N] of the nearest vectors to `queries` [B, D], ids -1 where there are fewer."""
         if len(queries) == 0:
             return nothing_found(0, n)
-        prefer_matrix_products()
-        return self._searcher.search(np.ascontiguousarray(queries, dtype=np.float32), n)
+        with matrix_products():
+            return self._searcher.search(np.ascontiguousarray(queries, dtype=np.float32), n)
 
     @cached_property
     def _searcher(self) -> Searcher:

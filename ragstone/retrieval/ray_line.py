@@ -119,7 +119,7 @@ class Line:
             self._address = self.value(self.promise("address", asked.began))
             # Else it died meanwhile, and is connected to when it is asked.
             if self._address == address:
-                raise LostError(f"{self._name} cannot be reached at {address} ({_why(error)}.") from error
+                raise unreached(self._name, address, error) from error
 
     def send(self, call: Call) -> None:
         """Send a request, if the actor can be reached where it was last; else `answer` does."""
@@ -193,12 +193,13 @@ class Line:
         return lost(f"{self._name} does", self._timeout, "it is stopped, or its host cannot be reached")
 
 
-def _why(error: OSError) -> str:
-    """Why an actor cannot be reached, and what to do about it."""
+def unreached(name: str, address: Address, error: OSError) -> LostError:
+    """The error that an actor called `name` cannot be connected to."""
+    reason = error.strerror or (f"nothing within {PATIENCE:g} s" if isinstance(error, TimeoutError) else str(error))
+    remedy = "workers answer at ports of their own, which every host of the run must be let through to"
     if isinstance(error, ssl.SSLError):
-        return f"{error.strerror or error}); the certificates that Ray has on each host must be for that host's address"
-    reason = error.strerror or (f"nothing within {PATIENCE:g} s" if isinstance(error, TimeoutError) else error)
-    return f"{reason}); workers answer at ports of their own, which every host of the run must be let through to"
+        remedy = "the certificates that Ray has on each host must be for that host's address"
+    return LostError(f"{name} cannot be reached at {address} ({reason}); {remedy}.")
 
 
 def lost(who: str, timeout: float, reason: str) -> LostError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -32,7 +34,7 @@ from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
 from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, SharedBoard, call_each, let_all
-from ragstone.retrieval.ray_line import Call
+from ragstone.retrieval.ray_line import Call, unreached
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
@@ -410,6 +412,25 @@ def test_a_request_that_is_not_taken_goes_to_where_the_worker_is(
         assert time.monotonic() - began < TIMEOUT / 3
     assert_equal(passages(answer), alone.retrieve(asked, 1))
     ray.kill(held)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ConnectionRefusedError(111, "Connection refused"),
+            r"\(Connection refused\); workers answer at ports of",
+        ),
+        (TimeoutError("timed out"), r"\(nothing within 5 s\); workers answer at ports of their own, .* through to\.$"),
+        (
+            ssl.SSLError(1, "verify failed"),
+            r"\(verify failed\); the certificates that Ray has .* that host's address\.$",
+        ),
+    ],
+)
+def test_why_a_worker_cannot_be_reached(error: OSError, message: str) -> None:
+    told = str(unreached("Retrieval worker 0", Address("10.0.0.1", 7, b""), error))
+    assert re.match(rf"^Retrieval worker 0 cannot be reached at 10\.0\.0\.1:7 {message}", told)
 
 
 def test_a_search_that_takes_long_is_waited_for(
