@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +17,8 @@ from ragstone.retrieval.connection import Address, Answer, Connection, Payload, 
 
 PATIENCE = 5.0
 """Seconds without an answer after which Ray is asked whether the actor is still there."""
+HUNG = 60.0
+"""Seconds without an answer to Ray after which a connected actor hangs; at most a quarter of the time-out."""
 PAUSE = 0.1
 """Seconds before an actor is asked again at the address where the connection broke."""
 
@@ -130,7 +134,7 @@ class Line:
             call.drop()
 
     def answer(self, call: Call) -> Answer:
-        """Wait for the answer; where the actor was replaced, the new one is asked.
+        """Wait for the answer; where the actor was replaced, the new one is asked. One that hangs is replaced.
 
         Raises:
             GoneError, LostError: see `value`.
@@ -167,7 +171,7 @@ class Line:
         """Let Ray say where the actor is, and ask it again if it is not where it was asked."""
         if call.began + self._timeout < time.monotonic():
             raise self._silent()
-        address = self.value(self.promise("address", call.began))
+        address = self._whereabouts(call)
         if call.connection is not None and call.connection.address == address:
             return
         call.drop()
@@ -177,6 +181,25 @@ class Line:
             self._address = address
             self.close()
         self.send(call)
+
+    def _whereabouts(self, call: Call) -> Address:
+        """Where Ray says that the actor is; one that hangs is started anew."""
+        asked = self.promise("address", call.began)
+        # Whoever has died, or is only starting, has no connection.
+        if call.connection is not None:
+            self._restart_if_silent(asked, self._left(call))
+        return self.value(asked)
+
+    def _restart_if_silent(self, asked: Promise, left: float) -> None:
+        """Let Ray replace an actor that does not answer it, where time is `left` for that."""
+        import ray
+
+        patience = min(HUNG, self._timeout / 4)
+        if patience > left or ray.wait([asked.reference], timeout=patience)[0]:
+            return
+        print(f"{self._name} has not answered Ray for {patience:g} s; it is started anew.", file=sys.stderr)
+        # Where the cluster's head cannot be reached, killing waits for it, maybe beyond the time-out.
+        threading.Thread(target=_restart, args=(self._actor,), name="restart", daemon=True).start()
 
     def _connection(self, call: Call) -> Connection:
         # Several threads may ask at the same time, each over a connection of its own.
@@ -191,6 +214,15 @@ class Line:
 
     def _silent(self) -> LostError:
         return lost(f"{self._name} does", self._timeout, "it is stopped, or its host cannot be reached")
+
+
+def _restart(actor: Any) -> None:
+    """Ray asks the new one what it asked the old one."""
+    import ray
+
+    # That nobody is there to kill it, whoever waits for an answer will find out.
+    with suppress(Exception):
+        ray.kill(actor, no_restart=False)
 
 
 def unreached(name: str, address: Address, error: OSError) -> LostError:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ragstone.knowledge.source import KnowledgeSource
 from ragstone.processes.processes import OneProcess
 from ragstone.processes.ray_cluster import RayCluster
 from ragstone.replacement import new_version
+from ragstone.retrieval import ray_line
 from ragstone.retrieval.choice import RetrievalSettings, connected
 from ragstone.retrieval.connection import WATCHED, Address
 from ragstone.retrieval.local import LocalRetriever
@@ -322,6 +324,33 @@ def test_a_worker_that_hangs_is_not_waited_for_longer_than_said(
                 pair.retrieve(queries(2), 3)
     finally:
         os.kill(process, signal.SIGCONT)
+
+
+def test_a_worker_that_hangs_is_started_anew(
+    pair: RayRetriever, alone: LocalRetriever, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for it gets the new one's answer, also where two ask for it to be started anew."""
+    monkeypatch.setattr(ray_line, "PATIENCE", 0.5)
+    monkeypatch.setattr(ray_line, "HUNG", 1.0)
+    crew = pair._crews[0]
+
+    def ask_twice() -> list[Call]:
+        requests = [Call(REQUEST.encode(), time.monotonic(), worker=0) for _ in range(2)]
+        for request in requests:
+            crew._lines[0].send(request)
+        return requests
+
+    for request in ask_twice():
+        crew.finish(request)
+    hung = process_of(pair, 0)
+    stop(hung)
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(crew.finish, ask_twice()))
+    for answer in answers:
+        assert_equal(passages(answer), alone.retrieve(queries(8), 5))
+    assert process_of(pair, 0) != hung
+    said = "Retrieval worker 1 of 2 has not answered Ray for 1 s; it is started anew.\n"
+    assert capfd.readouterr().err.count(said) == 2
 
 
 def test_workers_that_are_gone_for_good(cluster: RayCluster, large_source: Path, alone: LocalRetriever) -> None:
