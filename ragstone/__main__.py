@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ragstone import __version__
-from ragstone.errors import InputError, LostError, refused_by_system
+from ragstone.errors import LOST, InputError, LostError, refused_by_system
 from ragstone.interrupt import stop_like_interrupt
 from ragstone.processes.refusal import say_once
 
 UNUSABLE_INPUT = 2
-LOST = 3
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 

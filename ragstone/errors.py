@@ -1,5 +1,8 @@
 """The errors that are told in a sentence: what a user gave cannot be used, or what a run needs has gone."""
 
+LOST = 3
+"""The exit code of a command that has lost what it needs."""
+
 
 class InputError(Exception):
     """Something the user gave cannot be used.
@@ -12,7 +15,7 @@ class InputError(Exception):
 class LostError(Exception):
     """A process, a worker or a host that the run needs has gone, or does not answer in time.
 
-    The message names it and says how to go on. The command line prints it without a traceback and exits with code 3.
+    The message names it and says how to go on. The command line prints it without a traceback and exits with code LOST.
     """
 
 

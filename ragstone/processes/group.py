@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any, NoReturn
@@ -23,9 +23,13 @@ from torch.distributed.rendezvous import rendezvous
 from ragstone.errors import InputError, LostError, refused_by_system
 from ragstone.processes.environment import Place, place
 from ragstone.processes.exchange import Bytes, Post, gather_bytes
+from ragstone.processes.guard import Guard
+from ragstone.processes.launch import end_lost
 from ragstone.processes.processes import OneProcess, Processes
 from ragstone.processes.watch import Watch
 
+NCCL_MARGIN = timedelta(seconds=30)
+"""That NCCL waits longer than messages do: it ends a process that waits, whose guard can say what it waits for."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 """Who gives one of these means this host alone."""
 
@@ -88,16 +92,26 @@ class ProcessGroup:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise error
         missing = self._watch.missing()
-        start = f"Rank {self.place.rank} waited in vain (time-out {self.timeout:g} s)"
+        if missing is not None and not [rank for rank in missing if rank != self.place.rank]:
+            raise LostError(f"{self._in_vain}, though every rank is alive: {str(error).splitlines()[0]}") from error
+        raise self.lost(missing) from error
+
+    def lost(self, missing: Sequence[int] | None) -> LostError:
+        """The error that this process waits for ranks in vain; None: that it cannot reach the first one's host."""
+        go_on = "--resume goes on from the last checkpoint."
         if missing is None:
-            raise LostError(
-                f"{start}: rank 0's host {_master()} cannot be reached; --resume goes on from the last checkpoint."
-            ) from error
+            return LostError(f"{self._in_vain}: rank 0's host {_master()} cannot be reached; {go_on}")
         others = [rank for rank in missing if rank != self.place.rank]
-        if not others:
-            raise LostError(f"{start}, though every rank is alive: {str(error).splitlines()[0]}") from error
         named = f"rank {others[0]} is" if len(others) == 1 else f"ranks {', '.join(map(str, others))} are"
-        raise LostError(f"{start}: {named} gone or stopped; --resume goes on from the last checkpoint.") from error
+        return LostError(f"{self._in_vain}: {named} gone or stopped; {go_on}")
+
+    @property
+    def _in_vain(self) -> str:
+        return f"Rank {self.place.rank} waited in vain (time-out {self.timeout:g} s)"
+
+    def guard(self) -> Guard:
+        """What ends this process, from a thread, when another has stopped and this one may wait for a GPU."""
+        return Guard(self._watch, self.timeout, lambda ranks: end_lost(self.lost(ranks)))
 
     def close(self) -> None:
         """Stop watching."""
@@ -124,8 +138,8 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
     limit = timedelta(seconds=timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=PrefixStore("run", store), rank=rank, world_size=size, timeout=limit)
+        backend, patience = ("nccl", limit + NCCL_MARGIN) if device.type == "cuda" else ("gloo", limit)
+        dist.init_process_group(backend, store=PrefixStore("run", store), rank=rank, world_size=size, timeout=patience)
         messages = dist.new_group(backend="gloo", timeout=limit)
     except RuntimeError as error:
         raise LostError(
@@ -137,7 +151,8 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
     # group's own stay where a message may still be on its way: they would be waited for until the time-out.
     refused: InputError | None = None
     try:
-        yield group
+        with closing(group.guard()) if backend == "nccl" else nullcontext():
+            yield group
     except RuntimeError as error:
         group.explain(error)
     except InputError as error:

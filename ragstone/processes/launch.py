@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from ragstone.errors import InputError, LostError
+from ragstone.errors import LOST, InputError, LostError
 from ragstone.interrupt import stop_like_interrupt
 
 S = TypeVar("S")
 R = TypeVar("R")
 
 LOOPBACK = "127.0.0.1"
+RUN_ID = "ragstone"
+"""Of a run that `launch` has started, in the environment of its processes."""
 SECONDS_TO_STOP = 15
 """That a process has to clean up before it is killed, when the run is stopped from outside. Where a process has failed,
 torch gives the others half a minute."""
@@ -52,7 +54,7 @@ def launch(work: Callable[[S], R], settings: S, processes: int, port: int | None
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
-            run_id="ragstone",
+            run_id=RUN_ID,
             # c10d finds a port itself; static takes the one that it is told.
             rdzv_backend="c10d" if port is None else "static",
             rdzv_endpoint=f"{LOOPBACK}:{port or 0}",
@@ -85,6 +87,17 @@ def _work(work: Callable[[S], R], settings: S) -> R | None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
         raise
+
+
+def end_lost(error: LostError) -> NoReturn:
+    """End this process as it ends when it raises `error`, from a thread, while the main one may wait for ever."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+    else:
+        print(f"ragstone: {error}", file=sys.stderr, flush=True)
+    os._exit(LOST)
 
 
 def _tell(failures: Mapping[int, Any]) -> NoReturn:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 INTERVAL = 1.0
 """Seconds between two beats."""
+LEFT = -1
+"""The number of a process's last beat, when it is through."""
 PATIENCE = 4.0
 """Seconds in which a living process must have beaten, and in which the store must answer."""
 
@@ -32,9 +35,10 @@ class Watch:
         """`store` is torch's, shared by the run's processes and reached by nobody else through this object."""
         self._store = store
         self._store.set_timeout(timedelta(seconds=PATIENCE))
-        self._rank = rank
+        self.rank = rank
         self._size = size
         self._position = 0
+        self._leaves = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="watch", daemon=True)
         self._thread.start()
@@ -43,6 +47,10 @@ class Watch:
         """This process has come to its next exchange."""
         self._position += 1
 
+    def leave(self) -> None:
+        """This process is through: when it stops beating, it says so."""
+        self._leaves = True
+
     def close(self) -> None:
         """Stop beating."""
         self._ended.set()
@@ -50,41 +58,40 @@ class Watch:
 
     def missing(self) -> list[int] | None:
         """The ranks that nothing more comes from; None where the store does not answer. Takes PATIENCE seconds."""
-        before = self._look()
+        before = self.look()
         if before is None:
             return None
         time.sleep(PATIENCE)
-        after = self._look()
+        after = self.look()
         return None if after is None else missing_ranks(before, after)
 
-    def _beat(self) -> None:
-        count = 0
-        while not self._ended.is_set():
-            count += 1
-            try:
-                self._store.set(_key(self._rank), f"{count} {self._position}")
-            except RuntimeError:
-                # The store has gone: the run is ending, or its first host is out of reach.
-                return
-            self._ended.wait(INTERVAL)
-
-    def _look(self) -> list[Beat | None] | None:
-        """All beats by rank. In a thread of its own, since a store behind a cut link never answers."""
+    def look(self) -> list[Beat | None] | None:
+        """All beats by rank; None where the store does not answer within PATIENCE seconds."""
         found: list[Beat | None] = []
 
         def read() -> None:
-            try:
+            with suppress(RuntimeError):
                 for rank in range(self._size):
                     key = _key(rank)
                     words = self._store.get(key).split() if self._store.check([key]) else None
                     found.append(None if words is None else Beat(int(words[0]), int(words[1])))
-            except RuntimeError:
-                return
 
+        # In a thread of its own, since a store behind a cut link never answers.
         reader = threading.Thread(target=read, name="look", daemon=True)
         reader.start()
         reader.join(PATIENCE)
         return found if len(found) == self._size else None
+
+    def _beat(self) -> None:
+        count = 0
+        # The store may have gone: the run is ending, or its first host is out of reach.
+        with suppress(RuntimeError):
+            while not self._ended.is_set():
+                count += 1
+                self._store.set(_key(self.rank), f"{count} {self._position}")
+                self._ended.wait(INTERVAL)
+            if self._leaves:
+                self._store.set(_key(self.rank), f"{LEFT} {self._position}")
 
 
 def missing_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> list[int]:
@@ -94,11 +101,16 @@ def missing_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -
         before: beats by rank; None for one that has never beaten.
         after: the same, PATIENCE seconds later.
     """
-    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if new is None or old == new]
+    silent = silent_ranks(before, after)
     if silent:
         return silent
     positions = [beat.position for beat in after if beat is not None]
     return [rank for rank, position in enumerate(positions) if position < max(positions)]
+
+
+def silent_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> list[int]:
+    """The ranks whose beat stands still between two looks."""
+    return [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if new is None or old == new]
 
 
 def _key(rank: int) -> str:

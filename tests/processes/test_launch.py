@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ragstone.errors import InputError, LostError
-from ragstone.processes.group import joined
+from ragstone.processes.group import ProcessGroup, joined
 from ragstone.processes.launch import LOOPBACK, launch
 
 TIMEOUT = 4.0
@@ -65,10 +66,16 @@ def fail(task: tuple[str, int]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "full":
                 Path("/nowhere/file").write_text("")
-            if how == "stopped":
+            if how in ("stopped", "stopped in the middle"):
                 os.kill(os.getpid(), signal.SIGSTOP)
             if how == "hanging":
                 time.sleep(60)
+        if how == "stopped in the middle":
+            assert isinstance(processes, ProcessGroup)
+            # As one waits for a GPU: nothing but its guard can end it.
+            with closing(processes.guard()):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(600)
         processes.gather(rank)
 
 
@@ -128,6 +135,12 @@ def test_processes_exchange_messages_and_the_first_ones_result_comes_back() -> N
         ("killed", 1, LostError, r"Rank 1 \(process \d+\) was ended by SIGKILL"),
         ("killed", 0, LostError, r"Rank 0 \(process \d+\) was ended by SIGKILL"),
         ("hanging", 1, LostError, r"Rank 0 waited in vain \(time-out 4 s\): rank 1 is gone or stopped"),
+        pytest.param(
+            "stopped in the middle", 1, LostError, r"Rank 0 waited .*: rank 1 is gone", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "stopped in the middle", 0, LostError, r"Rank 1 waited .*: rank 0 is gone", marks=pytest.mark.slow
+        ),
         pytest.param("stopped", 1, LostError, "rank 1 is gone or stopped", marks=pytest.mark.slow),
         pytest.param("stopped", 0, LostError, "rank 0 is gone or stopped", marks=pytest.mark.slow),
     ],

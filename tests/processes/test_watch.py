@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 from torch.distributed import TCPStore
 
+from ragstone.processes.guard import Guard
 from ragstone.processes.launch import LOOPBACK
 from ragstone.processes.watch import INTERVAL, PATIENCE, Beat, Watch, missing_ranks
 
@@ -41,6 +43,22 @@ def test_a_watch_sees_who_has_stopped() -> None:
     finally:
         watches[0].close()
         watches[1].close()
+
+
+def test_who_is_through_is_not_taken_for_stopped() -> None:
+    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    watches = [Watch(store.clone(), rank, 3) for rank in range(3)]
+    ended: list[list[int] | None] = []
+    with closing(watches[0]), closing(Guard(watches[0], 2 * INTERVAL, ended.append)):
+        with closing(watches[1]):
+            Guard(watches[1], 60.0, ended.append).close()
+        time.sleep(4 * INTERVAL)
+        assert ended == []
+        watches[2].close()
+        deadline = time.monotonic() + 60
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert ended == [[2]]
 
 
 SERVER = f"""
