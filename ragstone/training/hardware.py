@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,20 @@ def training_device(gpus: int | None, local_rank: int = 0) -> torch.device:
     # Whatever asks for "the GPU" without a number means this process's.
     torch.cuda.set_device(device)
     return device
+
+
+def free_on_gpus(numbers: Sequence[int], asks_apart: bool) -> list[int]:
+    """Bytes that are free on each of these GPUs.
+
+    Args:
+        numbers: of the GPUs.
+        asks_apart: whether a process of its own asks. CUDA takes some hundred MiB of a GPU for whoever asks, and gives
+            them back when that process ends, which the launcher of others outlives.
+    """
+    if not asks_apart:
+        return [torch.cuda.mem_get_info(number)[0] for number in numbers]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        return other.submit(free_on_gpus, numbers, False).result()
 
 
 def refuse_without_wandb() -> None:

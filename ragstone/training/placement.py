@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.retrieval.method import VECTORS_ALONE, Method, MethodRequest
 from ragstone.retrieval.part import REMEDY, bytes_to_hold
 from ragstone.training.footprint import WeightUse, footprint, read_config
-from ragstone.training.hardware import Precision
+from ragstone.training.hardware import Precision, free_on_gpus
 
 GIB = 2**30
 SLOW = (
@@ -105,10 +106,11 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
             held=_held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1),
             on_gpu=_vectors_on_gpu(passages, retrieval) * copies_on_gpu,
         )
-    gpu = place.local_rank if gpus else None
-    lines.append(f"memory     {_memory(wishes, use, here, processes, sizes, gpu)}")
+    starts = place.size == 1 and here > 1
+    numbers = [] if not gpus else list(range(here)) if starts else [place.local_rank]
+    lines.append(f"memory     {_memory(wishes, use, here, processes, sizes, _GPUs(numbers, starts))}")
     warning = None if gpus else _slow_arithmetic(wishes.precision)
-    return Placement(processes, place.size == 1 and here > 1, lines, warning)
+    return Placement(processes, starts, lines, warning)
 
 
 def _slow_arithmetic(precision: Precision) -> str | None:
@@ -236,7 +238,25 @@ class _IndexSizes:
     """Of vectors that are put on the GPU of this process."""
 
 
-def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _IndexSizes, gpu: int | None) -> str:
+@dataclass(frozen=True)
+class _GPUs:
+    """Those that the plan is about."""
+
+    numbers: Sequence[int]
+    """Of those that train: this process's own, or those of the processes that it starts. None of them: a CPU does."""
+    asks_apart: bool
+    """Whether another process asks them; see free_on_gpus."""
+
+    def free(self) -> int:
+        """Bytes of the one with the fewest."""
+        return min(free_on_gpus(self.numbers, self.asks_apart))
+
+    def free_for_vectors(self) -> int:
+        """Bytes of the one that is to hold an index."""
+        return free_on_gpus(self.numbers[:1] or [0], self.asks_apart)[0]
+
+
+def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _IndexSizes, gpus: _GPUs) -> str:
     """What a process takes, and the index beside it.
 
     Args:
@@ -245,7 +265,7 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
         here: processes on this host.
         processes: all of them.
         index: what it takes.
-        gpu: number of this process's; None for the CPU.
+        gpus: where there are any.
     """
     needed = footprint(Path(wishes.model), use, processes)
     parts, left = [], memory().available
@@ -258,8 +278,8 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
         # Weights that nobody changes may stay where their file is mapped, which all processes share.
         copies = here if use.trains or use.quantization else 1
         total, free, what = needed * copies, left, "memory"
-        if gpu is not None:
-            total, free, what = needed, torch.cuda.mem_get_info(gpu)[0], "memory on the GPU"
+        if gpus.numbers:
+            total, free, what = needed, gpus.free(), "memory on the GPU"
         if total > free:
             doing = "Training" if use.trains else "Answering with"
             adapters = "" if use.lora or not use.trains or wishes.retrieval is None else "adapters (--lora_r), "
@@ -267,10 +287,10 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
                 f"{doing} {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
                 f"fewer processes, {adapters}a smaller model or a larger machine."
             )
-        left -= total if gpu is None else 0
+        left -= 0 if gpus.numbers else total
     if index.on_gpu:
-        beside = 0 if gpu is None else needed or 0
-        free, _ = torch.cuda.mem_get_info(gpu or 0)
+        beside = (needed or 0) if gpus.numbers else 0
+        free = gpus.free_for_vectors()
         if index.on_gpu + beside > free:
             others = f" beside the model's {_size(beside)}" if beside else ""
             raise InputError(

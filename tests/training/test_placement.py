@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.training import placement
 from ragstone.training.footprint import WeightUse, footprint
+from ragstone.training.hardware import free_on_gpus
 from ragstone.training.placement import Wishes, plan_placement
 from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_published, write_unmapped_source
 
@@ -179,6 +182,10 @@ def test_half_precision_that_a_cpu_imitates_is_warned_of(wishes: dict[str, Any])
     assert ("so that --bf16 takes many times" in str(plan(wishes, precision="bf16").warning)) == imitated
 
 
+def test_gpus_are_asked_by_a_process_of_its_own() -> None:
+    assert len(free_on_gpus(range(torch.cuda.device_count()), asks_apart=True)) == torch.cuda.device_count()
+
+
 @needs_no_gpu
 @pytest.mark.parametrize(
     ("more", "message"),
@@ -213,24 +220,40 @@ def test_a_gpu_must_hold_the_vectors_beside_the_model(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "where", "line", "starts"),
+    ("gpus", "where", "line", "starts", "looked_at"),
     [
-        (None, Place(), "processes  1, on the GPU", False),
-        (4, Place(), "processes  4, each on a GPU; gradients by NCCL", True),
-        (None, Place(6, 8, 2, 4), "processes  8, 4 of them on this host, each on a GPU; gradients by NCCL", False),
-        (0, Place(6, 8, 2, 4), "processes  8, 4 of them on this host, each on the CPU; gradients by gloo", False),
+        (None, Place(), "processes  1, on the GPU", False, [0]),
+        (4, Place(), "processes  4, each on a GPU; gradients by NCCL", True, [0, 1, 2, 3]),
+        (None, Place(6, 8, 2, 4), "processes  8, 4 of them on this host, each on a GPU; gradients by NCCL", False, [2]),
+        (0, Place(6, 8, 2, 4), "processes  8, 4 of them on this host, each on the CPU; gradients by gloo", False, []),
     ],
 )
 def test_a_process_for_each_gpu(
-    wishes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gpus: int | None, where: Place, line: str, starts: bool
+    wishes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int | None,
+    where: Place,
+    line: str,
+    starts: bool,
+    looked_at: list[int],
 ) -> None:
-    """This machine is made to say that it has four."""
+    """This machine is made to say that it has four. Whoever starts others takes nothing of their GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    asked = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: asked.append(gpu) or (2**40, 2**40))
+    asked: list[int] = []
+
+    def free(numbers: Sequence[int], asks_apart: bool, of_last: int = 2**40) -> list[int]:
+        assert asks_apart == starts
+        asked.extend(numbers)
+        return [2**40] * (len(numbers) - 1) + [of_last]
+
+    monkeypatch.setattr(placement, "free_on_gpus", free)
     planned = plan(wishes, where, gpus=gpus)
     assert (planned.lines[0], planned.starts) == (line, starts)
-    assert asked == ([] if gpus == 0 else [where.local_rank])
+    assert asked == looked_at
+    if looked_at:
+        monkeypatch.setattr(placement, "free_on_gpus", partial(free, of_last=1))
+        with pytest.raises(InputError, match=r"of memory on the GPU, and 0\.0 MiB are free"):
+            plan(wishes, where, gpus=gpus)
     for more, message in (
         ({"gpus": 5}, "--gpus 5: this machine has 4 GPUs that torch can use"),
         ({"gpus": None, "num_processes": 2}, "--num_processes 2 is for CPUs; give --gpus 0 with it"),
