@@ -10,10 +10,18 @@ the prior enters once per sequence (RAG-Sequence) or once per token (RAG-Token).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """Label of a padded target position."""
+AT_ONCE = 2**18
+GPU_AT_ONCE = 2**26
+"""Scores over the vocabulary that are looked at at once: they stay in a CPU's cache from one pass to the next, and what
+is made of them on the way takes little memory."""
 
 
 def document_log_probs(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -36,13 +44,16 @@ def target_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
         logits: [M, V] in any precision, for the M labels that are no padding, in their order.
         labels: any shape, -100 at padding.
     """
-    chosen = -torch.nn.functional.cross_entropy(logits.float(), labels[labels != IGNORED], reduction="none")
-    return _placed(chosen, labels)
+    return _placed(_TargetLogProbs.apply(logits, labels[labels != IGNORED]), labels)
 
 
 def shared_log_probs(logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """As target_log_probs, for target tokens that share rows of `logits` [U, V]: `rows` [M] says which is whose."""
-    return _placed(logits.float().log_softmax(dim=1)[rows, labels[labels != IGNORED]], labels)
+    """As target_log_probs, for target tokens that share rows of `logits` [U, V]: `rows` [M] says which is whose.
+
+    Without gradients.
+    """
+    chosen = logits[rows, labels[labels != IGNORED]].float()
+    return _placed(chosen - _log_totals(logits)[rows], labels)
 
 
 def mean_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -67,6 +78,42 @@ def mean_marginal_log_probs(logits: torch.Tensor, doc_log_probs: torch.Tensor, l
         marginal = marginal_logits(rows.view(1, n, -1, rows.shape[-1]), prior.unsqueeze(0))
         means.append(marginal.squeeze(0).mean(dim=1))
     return _placed(torch.cat(means), labels)
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    """log-softmax of logits [M, V] at one target [M] of each row, which alone is kept of it."""
+
+    @staticmethod
+    def forward(context: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """[M] in float32."""
+        totals = _log_totals(logits)
+        context.save_for_backward(logits, targets, totals)
+        return logits.gather(1, targets.unsqueeze(1)).squeeze(1).float() - totals
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """That of a log-softmax at its target: one there, less the softmax."""
+        logits, targets, totals = context.saved_tensors
+        found = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            block = (logits[rows] - totals[rows].unsqueeze(1)).exp_().mul_(-gradient[rows].unsqueeze(1))
+            found[rows] = block.scatter_add_(1, targets[rows].unsqueeze(1), gradient[rows].unsqueeze(1))
+        return found, None
+
+
+def _log_totals(logits: torch.Tensor) -> torch.Tensor:
+    """log Σ exp over each row of logits [M, V], in float32 [M], without a gradient."""
+    totals = torch.empty(len(logits), device=logits.device)
+    for rows in _blocks(logits):
+        totals[rows] = logits[rows].detach().float().logsumexp(dim=1)
+    return totals
+
+
+def _blocks(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows of logits [M, V], some at a time."""
+    each = max(1, (AT_ONCE if logits.device.type == "cpu" else GPU_AT_ONCE) // logits.shape[1])
+    return (slice(first, first + each) for first in range(0, len(logits), each))
 
 
 def _placed(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

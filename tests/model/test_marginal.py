@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragstone.model import marginal
 from ragstone.model.marginal import (
     document_log_probs,
     entropy,
@@ -20,6 +21,7 @@ from ragstone.model.marginal import (
     mean_marginal_log_probs,
     sequence_log_likelihood,
     sequence_posterior,
+    shared_log_probs,
     target_log_probs,
     token_log_likelihood,
     token_posterior,
@@ -128,7 +130,9 @@ def test_half_precision_is_summed_in_float32(precision: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
-def test_target_log_probs(precision: torch.dtype) -> None:
+@pytest.mark.parametrize("at_once", [1, 21, 2**20])
+def test_target_log_probs(precision: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marginal, "AT_ONCE", at_once)
     logits = (4 * torch.randn(3, 4, 7)).to(precision)
     labels = torch.tensor([[1, 2, 3, 4], [6, -100, -100, -100], [-100, 5, -100, 0]])
     valid = labels != -100
@@ -138,6 +142,35 @@ def test_target_log_probs(precision: torch.dtype) -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(mean_log_probs(logits[valid], labels), everything.mean(2).masked_fill(~valid, 0.0))
+    # Each row shared by two labels.
+    rows = torch.arange(int(valid.sum())).repeat_interleave(2)
+    twice = labels.repeat_interleave(2, dim=1)
+    torch.testing.assert_close(shared_log_probs(logits[valid], twice, rows), expected.repeat_interleave(2, dim=1))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 21, 2**20])
+def test_the_gradient_of_target_log_probs(
+    precision: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marginal, "AT_ONCE", at_once)
+    logits = (4 * torch.randn(5, 7)).to(precision).requires_grad_()
+    labels = torch.tensor([[1, -100, 6], [3, 0, 1]])
+    weights = torch.randn(2, 3)
+    (found,) = torch.autograd.grad((target_log_probs(logits, labels) * weights).sum(), logits)
+    chosen = logits.float().log_softmax(dim=1).gather(1, labels[labels != -100].unsqueeze(1)).squeeze(1)
+    (expected,) = torch.autograd.grad((chosen * weights[labels != -100]).sum(), logits)
+    assert found.dtype == precision
+    torch.testing.assert_close(found, expected)
+
+
+def test_scores_so_far_apart_that_their_exponentials_overflow() -> None:
+    logits = torch.tensor([[1e30, 0.0, -1e30], [-torch.inf, 2.0, 2.0]], requires_grad=True)
+    found = target_log_probs(logits, torch.tensor([0, 2]))
+    torch.testing.assert_close(found, torch.tensor([0.0, -math.log(2)]))
+    found.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, 0.0, 0.0], [0.0, -0.5, 0.5]]))
 
 
 def test_gradients_reach_logits_and_scores() -> None:
