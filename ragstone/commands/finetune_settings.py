@@ -258,6 +258,11 @@ class FinetuneSettings:
         for name in ("lora_alpha", "lora_target_modules", "lora_dropout"):
             if getattr(self, name) and self.lora_r is None:
                 raise InputError(f"--{name} is for LoRA; give --lora_r too, or leave it out.")
+        if self.fp16 and self.torch_dtype == "float16" and self.lora_r is None:
+            raise InputError(
+                "--fp16 scales gradients, which those of weights in float16 cannot be; leave --torch_dtype or --fp16 "
+                "out, or give --lora_r, whose adapters are float32."
+            )
         if self.quantization is not None and self.lora_r is None:
             raise InputError("--quantization leaves weights that cannot be trained; give --lora_r too.")
         if self.model_type in ("bart", "t5"):

@@ -70,7 +70,7 @@ def fresh_encoder(
         initializer_range=hidden_size**-0.5,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = BertModel(config, add_pooling_layer=False)
     tokenizer.model_max_length = max_length

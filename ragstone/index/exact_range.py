@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ same blocks as the whole, and so gives the same scores to the last bit."""
 GROUP = 2 * BLOCK
 """Rows whose scores are looked at together, while they are in the processor's cache."""
 BLOCK_ON_DEVICE = 2**20
-"""As BLOCK, on a GPU: the scores for 1,000 queries take 4 GB."""
+"""As BLOCK, on a GPU."""
+QUERIES_ON_DEVICE = 64
+"""Queries that are searched for at once on a GPU, so that their scores take no more than the index's plan says."""
 MANY = 16
 """Candidates for each result above which the lowest are left out before the rest is sorted."""
 
@@ -51,16 +54,22 @@ class ExactRange:
         else:
             self._groups = [[block] for block in _copy(chunks, device).split(BLOCK_ON_DEVICE) if len(block)]
 
-    @torch.inference_mode()
     def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
         """See Searcher.search. Equal scores are ordered by id."""
+        if self._by_numpy or len(queries) <= QUERIES_ON_DEVICE:
+            return self._search(queries, n)
+        parts = range(0, len(queries), QUERIES_ON_DEVICE)
+        scores, ids = zip(*[self._search(queries[i : i + QUERIES_ON_DEVICE], n) for i in parts], strict=True)
+        return np.concatenate(scores), np.concatenate(ids)
+
+    @torch.inference_mode()
+    def _search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
         best = nothing_found(len(queries), n)
         if len(queries) == 0:
             return best
         asked = _view(np.ascontiguousarray(queries, dtype=np.float32)).to(self._device).T
         offset = self._first
-        # Whoever asks may compute in half precision.
-        with torch.autocast(self._device.type, enabled=False):
+        with _full_precision(self._device.type):
             for sizes, groups in itertools.groupby(self._groups, lambda group: list(map(len, group))):
                 scores = torch.empty(sum(sizes), len(queries), device=self._device)
                 places = scores.split(sizes)
@@ -70,6 +79,11 @@ class ExactRange:
                     best = _better(best, scores, offset, self._by_numpy)
                     offset += len(scores)
         return best
+
+
+def bytes_on_device(rows: int, dimension: int) -> int:
+    """What searching so many vectors on a GPU takes of its memory: vectors, scores, and which are above the bar."""
+    return 4 * rows * dimension + 5 * min(rows, BLOCK_ON_DEVICE) * QUERIES_ON_DEVICE
 
 
 def divide(rows: int, parts: int) -> list[tuple[int, int]]:
@@ -142,6 +156,20 @@ def _low(scores: torch.Tensor, n: int) -> torch.Tensor:
     some = scores[::MANY]
     # What is no number must not count among the highest.
     return some.masked_fill(some.isnan(), -torch.inf).T.topk(n).values[:, -1]
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Multiply matrices in float32, whatever whoever asks computes in (autocast, TF32)."""
+    kept = torch.get_float32_matmul_precision()
+    if kept != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        if kept != "highest":
+            torch.set_float32_matmul_precision(kept)
 
 
 def _view(chunk: FloatArray) -> torch.Tensor:

@@ -154,7 +154,9 @@ class EmbedPart:
         # Tokenizers would take all cores of the host, whoever else works there.
         os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))
         self._folder = folder
-        whole: TextEncoder = ray.get(encoder).to(best_device())
+        # A worker that was given no GPU sees those that Ray was not told of.
+        device = best_device() if ray.get_gpu_ids() else torch.device("cpu")
+        whole: TextEncoder = ray.get(encoder).to(device)
         self._encoder = whole.in_precision(precision)
         self._batch_size = batch_size
 

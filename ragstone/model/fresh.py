@@ -147,7 +147,7 @@ def _new_bart(tokenizer: Any, size: GeneratorSize, ffn_dim: int, activation: str
         forced_eos_token_id=tokenizer.eos_token_id,
     )
     tokenizer.model_max_length = size.max_length
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return BartForConditionalGeneration(config).eval()
 

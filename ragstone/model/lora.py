@@ -82,9 +82,14 @@ def load_adapters(model: Any, folder: Path) -> Any:
     Raises:
         InputError: peft is not installed, or the adapters do not fit the model.
     """
+    import torch
+
     try:
         with _peft() as peft:
-            return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+            # Left alone, peft reads them to the first GPU, whichever is this process's.
+            return peft.PeftModel.from_pretrained(model, folder, is_trainable=True, torch_device=str(model.device))
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(f"The adapters in {folder} cannot be used ({reason}); train them again.") from error

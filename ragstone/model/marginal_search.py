@@ -22,8 +22,8 @@ from ragstone.model.marginal_writing import MarginalWriting
 from ragstone.model.selected_positions import vocabulary_layer
 
 SCORES_AT_ONCE = 2**25
-GPU_SCORES_AT_ONCE = 2**29
-"""Numbers: 128 MiB in float32 on a CPU, 2 GiB on a GPU."""
+GPU_SCORES_AT_ONCE = 2**28
+"""Numbers: 128 MiB in float32 on a CPU, 1 GiB on a GPU, and up to four times as much for what is made of them."""
 
 
 @torch.no_grad()

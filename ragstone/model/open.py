@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ragstone.allocation import give_freed_memory_back
 from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
@@ -99,14 +100,20 @@ def open_model(request: ModelRequest) -> Model:
 
     name = request.config_name or request.name_or_path
     config = pretrained(AutoConfig, name, "config.json", cache_dir=request.cache_dir)
+    model: Model
     if config.model_type == "rag":
-        return _open_rag(request, config)
-    if request.model_type in RAG_TYPES:
+        model = _open_rag(request, config)
+    elif request.model_type in RAG_TYPES:
         raise InputError(
             f"{request.name_or_path} is a {config.model_type} model, not a {request.model_type} checkpoint; join a "
             "question encoder and a generator with ragstone consolidate."
         )
-    return _open_closed_book(request, config.model_type)
+    else:
+        model = _open_closed_book(request, config.model_type)
+    if (request.device or best_device()).type != "cpu":
+        # That of weights which are on another device now.
+        give_freed_memory_back()
+    return model
 
 
 def refuse_unsearchable(request: ModelRequest) -> None:

@@ -203,7 +203,8 @@ def _speak_where_the_master_is(where: Place) -> None:
         if any(found.address == own for found in addresses):
             os.environ["GLOO_SOCKET_IFNAME"] = name
             if name != "lo":
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+                # Without the sign, it is what a name begins with.
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
             return
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ragstone.processes.watch import LEFT, Beat, Watch, silent_ranks
+from ragstone.processes.watch import LEFT, PATIENCE, Beat, Watch, silent_ranks
 
 PAUSE = 10.0
 """Seconds between two looks, at most."""
@@ -24,11 +24,11 @@ class Guard:
 
         Args:
             watch: on the processes.
-            timeout: see above; some seconds more may pass.
+            timeout: see above; at least PATIENCE, and some seconds more may pass.
             end: gets the ranks that are stopped, or None where the first process's host was out of reach for so long.
         """
         self._watch = watch
-        self._timeout = timeout
+        self._timeout = max(timeout, PATIENCE)
         self._end = end
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="guard", daemon=True)

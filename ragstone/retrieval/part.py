@@ -39,19 +39,26 @@ def exact_part(
         workers_here: processes of this host that hold such a part, this one included.
 
     Raises:
-        InputError: the vectors cannot be mapped, and this host has no memory for them.
+        InputError: the vectors cannot be mapped, and this host has no memory for them, or the GPU has none.
     """
     if parts == 1 and device == "cpu":
         return None
     import torch
 
-    from ragstone.index.exact_range import ExactRange, divide
+    from ragstone.index.exact_range import ExactRange, bytes_on_device, divide
 
     first, last = divide(len(source), parts)[part]
     _refuse_beyond_memory(source, last - first, workers_here)
     chunks = source.vectors(first, last)
     gpu = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else None
-    return ExactRange(chunks, first, gpu)
+    try:
+        return ExactRange(chunks, first, gpu)
+    except torch.OutOfMemoryError as error:
+        needed = bytes_on_device(last - first, source.dimension)
+        raise InputError(
+            f"--index_device cuda: the vectors of {source.store.folder} take {needed / 2**30:.1f} GiB, which GPU "
+            f"{torch.cuda.current_device()} of {socket.gethostname()} has not free; {REMEDY}."
+        ) from error
 
 
 def _refuse_beyond_memory(source: KnowledgeSource, rows: int, workers_here: int) -> None:

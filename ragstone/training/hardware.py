@@ -86,6 +86,13 @@ def accelerator_for(device: torch.device, precision: Precision, trackers: list[s
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def release(accelerator: Any) -> None:
+    """Let go of the model and the optimiser that `prepare` has given to it."""
+    accelerator.free_memory()
+    # It looked for garbage before it let go, and what wraps a model for another precision is one circle with it.
+    accelerator.free_memory()
+
+
 @contextmanager
 def _plain_if_alone() -> Iterator[None]:
     """Hide torchrun's rank from accelerate where there is one process, which it would make a process group of."""

@@ -17,6 +17,8 @@ SCHEDULES: dict[Schedule, str] = {
     "polynomial": "polynomial",
 }
 """The reference's names to those of transformers."""
+FUSED = {"cpu", "cuda"}
+"""Devices on which torch's AdamW is one kernel."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings, scaled: bool =
         from transformers.optimization import Adafactor
 
         return Adafactor(grouped, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
-    # Fused: one pass over weights, gradients and moments instead of one for each operation. On a GPU torch chooses.
-    # From a fused optimiser, accelerate would not learn that the gradient scaler skipped a step.
-    fused = True if not scaled and all(parameter.device.type == "cpu" for parameter in model.parameters()) else None
+    # Fused: one pass over weights, gradients and moments instead of one for each operation, in float32 where weights
+    # are float16, in which epsilon is zero. With it, accelerate would not learn that the scaler left a step out.
+    kinds = {parameter.device.type for group in groups.values() for parameter in group}
+    fused = True if not scaled and kinds <= FUSED else None
     return torch.optim.AdamW(grouped, lr=settings.learning_rate, eps=settings.adam_epsilon, fused=fused)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from ragstone.encoders.precision import fast_bfloat16
 from ragstone.errors import InputError
+from ragstone.index.exact_range import bytes_on_device
 from ragstone.knowledge.index_name import CUSTOM
 from ragstone.knowledge.row_store import open_store
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, Indexes, find_indexes, passages_folder
@@ -320,11 +321,11 @@ def _held_vectors(passages: Path | None, index: Path | None, retrieval: Retrieva
 
 
 def _vectors_on_gpu(passages: Path | None, retrieval: RetrievalSettings) -> int:
-    """Bytes of the vectors that a process puts on its GPU, if the source is on this host; 0 where Ray workers do."""
+    """Bytes that exact search takes of a process's GPU, if the source is on this host; 0 where Ray workers search."""
     if retrieval.device != "cuda" or retrieval.backend == "ray" or passages is None or not passages.is_dir():
         return 0
     store = open_store(passages_folder(passages))
-    return 4 * store.dimension * len(store)
+    return bytes_on_device(len(store), store.dimension)
 
 
 def _size(size: int) -> str:

@@ -32,7 +32,7 @@ from ragstone.progress import silence
 from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
 from ragstone.training.agreement import refuse_unlike_examples, refuse_unlike_flags, refuse_unseen_folder
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
-from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, training_device
+from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, release, training_device
 from ragstone.training.loop import LoopSettings, Trainer
 from ragstone.training.metrics_file import MetricsFile
 from ragstone.training.optimizer import OptimizerSettings
@@ -173,7 +173,7 @@ def _run(plan: RunPlan, team: _Team, started: Callable[[], None]) -> Finetuned:
         if plan.trains:
             result = _train(plan, team.processes, accelerator, examples["train"], examples["val"], started)
             # The model that answers is opened anew, and the trained one would stay beside it with its optimiser.
-            accelerator.free_memory()
+            release(accelerator)
             give_freed_memory_back()
         if plan.predicts:
             scores = _predict(plan, team.processes, accelerator, examples["test"])
@@ -231,6 +231,8 @@ def _train(
         )
         if state is not None:
             trainer.restore(state)
+            # On a GPU, the optimiser has a copy of its own.
+            state = None
             metrics.forget_after(trainer.step)
         # Weights & Biases would keep its files in the working directory.
         beside = {"wandb": {"dir": str(plan.folder)}}

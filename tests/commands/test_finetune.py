@@ -489,6 +489,7 @@ BAD_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**32}, "--seed is 4294967296, but must be below 4294967296"),
     ({"val_check_interval": 0}, "--val_check_interval is 0.0, but must be a number above 0"),
     ({"fp16": True, "bf16": True}, "--fp16 and --bf16 exclude each other"),
+    ({"fp16": True, "torch_dtype": "float16"}, "--fp16 scales gradients, which those of weights in float16 cannot be"),
     ({"gpus": 99}, "--gpus 99: this machine has"),
     ({"gpus": -1}, "--gpus is -1, but must be a number from 0 on"),
     ({"resume": True, "fast_dev_run": True}, "leave --resume out"),

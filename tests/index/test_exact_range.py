@@ -16,6 +16,7 @@ from ragstone.index.vector_index import VectorIndex, build_index, is_flat
 from ragstone.types import FloatArray
 
 DIMENSION = 32
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 
 
 def vectors(count: int, seed: int = 0) -> FloatArray:
@@ -66,18 +67,33 @@ def test_many_chunks_and_too_few_vectors() -> None:
     assert ids[0, 10:].tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
-)
+@pytest.mark.parametrize("device", DEVICES)
 def test_on_a_device_of_torch(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr("ragstone.index.exact_range.BLOCK_ON_DEVICE", 300)
+    monkeypatch.setattr("ragstone.index.exact_range.QUERIES_ON_DEVICE", 4)
     corpus = vectors(1000)
     asked = vectors(9, seed=3)
     scores, ids = ExactRange([corpus[:600], corpus[600:]], 50, torch.device(device)).search(asked, 15)
     exact_scores, exact_ids = exact_search([corpus], asked, 15)
     np.testing.assert_array_equal(ids, exact_ids + 50)
     np.testing.assert_allclose(scores, exact_scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", [None, *DEVICES])
+def test_the_search_is_exact_whatever_precision_others_multiply_in(device: str | None) -> None:
+    """On processors with instructions for bfloat16, and on GPUs with TF32, others lose digits by that."""
+    corpus, asked = vectors(1000), vectors(9, seed=3)
+    searcher = ExactRange([corpus], 0, None if device is None else torch.device(device))
+    expected = searcher.search(asked, 15)
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        scores, ids = searcher.search(asked, 15)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(kept)
+    np.testing.assert_array_equal(scores, expected[0])
+    np.testing.assert_array_equal(ids, expected[1])
 
 
 def test_no_questions_and_no_vectors() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from ragstone.training.hardware import accelerator_for
+from ragstone.training.hardware import Precision, accelerator_for, prepare, release
 
 
 def test_one_process_of_torchrun_makes_no_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +22,21 @@ def test_one_process_of_torchrun_makes_no_process_group(tmp_path: Path, monkeypa
         assert accelerator.distributed_type == DistributedType.NO
         assert not torch.distributed.is_initialized()
     assert os.environ["LOCAL_RANK"] == "0"
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_nothing_stays_of_what_is_released(tmp_path: Path, precision: Precision) -> None:
+    """Without waiting for the next time that Python looks for garbage."""
+    gc.disable()
+    try:
+        with accelerator_for(torch.device("cpu"), precision, [], tmp_path) as accelerator:
+            model = torch.nn.Linear(2, 2)
+            optimizer = torch.optim.AdamW(model.parameters())
+            wrapped, stepped = prepare(accelerator, model, optimizer)
+            there = [weakref.ref(model), weakref.ref(optimizer)]
+            del model, optimizer, wrapped, stepped
+            assert all(kept() is not None for kept in there)
+            release(accelerator)
+            assert all(kept() is None for kept in there)
+    finally:
+        gc.enable()

@@ -128,3 +128,23 @@ def test_adamw_and_adafactor_are_the_librarys() -> None:
     adafactor = step(make_optimizer(ours, OptimizerSettings(0.01, adafactor=True)), ours)
     assert torch.equal(adafactor, expected)
     assert not torch.equal(adafactor, adamw)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
+)
+def test_weights_of_half_the_size_stay_finite(device: str, precision: torch.dtype) -> None:
+    """In their precision, Adam's epsilon and the squares of small gradients are zero."""
+    model = torch.nn.Linear(8, 8).to(device, precision)
+    optimizer = make_optimizer(model, OptimizerSettings(1e-3))
+    start = model.weight.detach().clone()
+    for _ in range(3):
+        # The first four outputs get no gradient, as tokens that are not read.
+        (1e-4 * model(torch.randn(4, 8, device=device, dtype=precision))[:, 4:].sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert model.weight.isfinite().all()
+    assert torch.equal(model.weight[:4], start[:4])
+    assert (model.weight[4:] != start[4:]).any()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ragstone.errors import InputError
+from ragstone.index.exact_range import bytes_on_device
 from ragstone.memory import Memory
 from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
@@ -203,7 +204,7 @@ def test_a_gpu_must_hold_the_vectors_beside_the_model(
     wishes: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the index: exact search holds the vectors themselves. This machine is made to say that it has a GPU."""
-    vectors, weights = 4 * 6 * 16, footprint(checkpoint_folder, WeightUse(trains=True), processes=1)
+    vectors, weights = bytes_on_device(6, 16), footprint(checkpoint_folder, WeightUse(trains=True), processes=1)
     assert weights is not None
     cuda = {**wishes, "retrieval": RetrievalSettings(device="cuda"), "use": WeightUse(trains=True)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
