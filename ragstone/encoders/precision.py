@@ -10,6 +10,7 @@ import torch
 from ragstone.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def best_device() -> torch.device:
@@ -25,17 +26,22 @@ def fast_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
 
 
-def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
-    """The type to compute in; "auto" is bf16 where the hardware has it, else fp32.
+def precision_on(device: torch.device, precision: Precision) -> Precision:
+    """What `precision` is there; "auto" is bf16 where the hardware has it, else fp32.
 
     Raises:
         InputError: fp16 on a CPU, which has no fast fp16 arithmetic.
     """
-    if precision == "auto":
-        precision = "bf16" if fast_bfloat16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("fp16 needs a GPU; on a CPU use bf16 or leave the precision alone.")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if precision != "auto":
+        return precision
+    return "bf16" if fast_bfloat16(device) else "fp32"
+
+
+def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    """The type to compute in; raises as `precision_on`, whose choice it is."""
+    return DTYPES[precision_on(device, precision)]
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragstone.data.gold import GoldMode, read_gold_answers, read_gold_titles, read_questions
-from ragstone.encoders.precision import Precision, autocast, best_device
+from ragstone.encoders.precision import Precision, autocast, best_device, precision_on
 from ragstone.errors import InputError
 from ragstone.evaluation.metrics import PerQuestion
 from ragstone.evaluation.predictions import (
@@ -81,7 +81,10 @@ def read_task(
 
 def origin_of(model: Model, name: str, task: Task, search: Search) -> Origin:
     """What predictions of `model` for `task` would come from."""
-    settings: dict[str, int | float | str] = {"precision": search.precision, **model.retrieval}
+    settings: dict[str, int | float | str] = {
+        "precision": precision_on(best_device(), search.precision),
+        **model.retrieval,
+    }
     if model.n_docs:
         settings["n_docs"] = search.n_docs or model.n_docs
     if task.eval_mode == "e2e":

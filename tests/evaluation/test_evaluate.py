@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from ragstone.encoders.precision import best_device, fast_bfloat16
 from ragstone.evaluation.evaluate import Search, Task, measure, origin_of, predict, read_task
 from ragstone.evaluation.predictions import Prediction, PredictionFile
 from ragstone.model.decoding import Decoding
@@ -46,6 +48,9 @@ def test_retrieval_records_no_settings_of_the_generator(
     ]  # fmt: skip
     e2e = origin_of(model, "rag", Task("e2e", task.questions, task.answers, None, 1), SEARCH)
     assert e2e.settings == {"precision": "fp32", "n_docs": 4, "num_beams": 1, "min_length": 1, "max_length": 6}
+    # What another machine would take for it is something else.
+    chosen = origin_of(model, "rag", task, dataclasses.replace(SEARCH, precision="auto"))
+    assert chosen.settings["precision"] == ("bf16" if fast_bfloat16(best_device()) else "fp32")
 
 
 def test_a_closed_book_model_has_no_passages_to_record(task: Task, models_folder: Path) -> None:
