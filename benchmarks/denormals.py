@@ -8,7 +8,6 @@ about as small. Two processes, of which one takes denormal numbers for zero as `
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import commit, processor
+from benchmarks.own_process import OwnProcess, asked
 from ragstone.allocation import keeping_freed_memory
 from ragstone.denormals import flushing_denormals
 from ragstone.model.finder import Finder, Found
@@ -56,28 +56,16 @@ class FarApart:
 
 def main(arguments: Sequence[str]) -> None:
     """Time both processes and print the table."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for flushes in (False, True):
-        here, there = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(there, list(arguments), flushes), daemon=True))
-        processes[-1].start()
-        # So that the process sees the end of its pipe when this one closes it.
-        there.close()
-        pipes.append(here)
     shown = Table("scores lower by nats", "s a step", "denormals taken for zero", "ratio")
-    for gaps in GAPS:
-        taken: list[list[float]] = [[], []]
-        for _ in range(STEPS):
-            for pipe, seconds in zip(pipes, taken, strict=True):
-                pipe.send(gaps)
-                seconds.append(pipe.recv())
-        with_them, without = map(statistics.median, taken)
-        row = (f"{with_them:.2f}", f"{without:.2f}", f"{with_them / without:.1f}")
-        shown.add_row(", ".join(map(str, gaps)), *row)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.close()
-        process.join()
+    with (
+        OwnProcess("a plain run", _serve, arguments, False) as plain,
+        OwnProcess("finetune", _serve, arguments, True) as own,
+    ):
+        for gaps in GAPS:
+            turns = [(plain.ask(gaps), own.ask(gaps)) for _ in range(STEPS)]
+            with_them, without = map(statistics.median, zip(*turns, strict=True))
+            row = (f"{with_them:.2f}", f"{without:.2f}", f"{with_them / without:.1f}")
+            shown.add_row(", ".join(map(str, gaps)), *row)
     console = Console(width=120)
     console.print(shown)
     console.print(
@@ -85,8 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def _serve(pipe: Connection, arguments: list[str], flushes: bool) -> None:
-    """Make a step, behind another, each time that one is asked for."""
+def _serve(connection: Connection, arguments: Sequence[str], flushes: bool) -> None:
+    """Answer with the seconds of a step, behind another, over passages whose scores are lower by what is asked for."""
     checkpoint, source, *files = arguments
     questions, answers = (Path(file).read_text(encoding="utf-8").splitlines()[:BATCH] for file in files)
     with flushing_denormals() if flushes else nullcontext(), keeping_freed_memory():
@@ -103,13 +91,9 @@ def _serve(pipe: Connection, arguments: list[str], flushes: bool) -> None:
 
         for _ in range(SETTLING):
             step()
-        while True:
-            try:
-                finder.gaps = pipe.recv()
-            except EOFError:
-                return
+        for (finder.gaps,) in asked(connection):
             step()
-            pipe.send(step())
+            connection.send(step())
 
 
 if __name__ == "__main__":

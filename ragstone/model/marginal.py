@@ -97,7 +97,7 @@ class _TargetLogProbs(torch.autograd.Function):
         logits, targets, totals = context.saved_tensors
         found = torch.empty_like(logits)
         for rows in _blocks(logits):
-            block = (logits[rows] - totals[rows].unsqueeze(1)).exp_().mul_(-gradient[rows].unsqueeze(1))
+            block = (logits[rows].float() - totals[rows].unsqueeze(1)).exp_().mul_(-gradient[rows].unsqueeze(1))
             found[rows] = block.scatter_add_(1, targets[rows].unsqueeze(1), gradient[rows].unsqueeze(1))
         return found, None
 
