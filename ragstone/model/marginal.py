@@ -52,8 +52,9 @@ def shared_log_probs(logits: torch.Tensor, labels: torch.Tensor, rows: torch.Ten
 
     Without gradients.
     """
+    highest, totals = _exponentials(logits)
     chosen = logits[rows, labels[labels != IGNORED]].float()
-    return _placed(chosen - _log_totals(logits)[rows], labels)
+    return _placed(chosen - highest[rows] - totals.log()[rows], labels)
 
 
 def mean_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -86,28 +87,32 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """[M] in float32."""
-        totals = _log_totals(logits)
-        context.save_for_backward(logits, targets, totals)
-        return logits.gather(1, targets.unsqueeze(1)).squeeze(1).float() - totals
+        highest, totals = _exponentials(logits)
+        context.save_for_backward(logits, targets, highest, totals)
+        return logits.gather(1, targets.unsqueeze(1)).squeeze(1).float() - highest - totals.log()
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """That of a log-softmax at its target: one there, less the softmax."""
-        logits, targets, totals = context.saved_tensors
+        logits, targets, highest, totals = context.saved_tensors
         found = torch.empty_like(logits)
         for rows in _blocks(logits):
-            block = (logits[rows].float() - totals[rows].unsqueeze(1)).exp_().mul_(-gradient[rows].unsqueeze(1))
+            share = (gradient[rows] / totals[rows]).unsqueeze(1)
+            block = (logits[rows].float() - highest[rows].unsqueeze(1)).exp_().mul_(-share)
             found[rows] = block.scatter_add_(1, targets[rows].unsqueeze(1), gradient[rows].unsqueeze(1))
         return found, None
 
 
-def _log_totals(logits: torch.Tensor) -> torch.Tensor:
-    """log Σ exp over each row of logits [M, V], in float32 [M], without a gradient."""
-    totals = torch.empty(len(logits), device=logits.device)
+@torch.no_grad()
+def _exponentials(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest of each row of logits [M, V], and the sum of exponentials of what is below it, in float32 [M]."""
+    highest, totals = torch.empty(2, len(logits), device=logits.device)
     for rows in _blocks(logits):
-        totals[rows] = logits[rows].detach().float().logsumexp(dim=1)
-    return totals
+        block = logits[rows].float()
+        highest[rows] = block.amax(dim=1)
+        totals[rows] = (block - highest[rows].unsqueeze(1)).exp_().sum(dim=1)
+    return highest, totals
 
 
 def _blocks(logits: torch.Tensor) -> Iterator[slice]:
