@@ -14,6 +14,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,16 +161,17 @@ def _low(scores: torch.Tensor, n: int) -> torch.Tensor:
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Multiply matrices in float32, whatever whoever asks computes in (autocast, TF32)."""
-    kept = torch.get_float32_matmul_precision()
-    if kept != "highest":
-        torch.set_float32_matmul_precision("highest")
+    """Multiply matrices in float32, whatever whoever asks computes in (autocast, TF32, bfloat16)."""
+    products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    kept = [product.fp32_precision for product in products]
     try:
+        for product in products:
+            product.fp32_precision = "ieee"
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        if kept != "highest":
-            torch.set_float32_matmul_precision(kept)
+        for product, precision in zip(products, kept, strict=True):
+            product.fp32_precision = precision
 
 
 def _view(chunk: FloatArray) -> torch.Tensor:

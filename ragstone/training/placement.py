@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -248,13 +249,10 @@ class _GPUs:
     asks_apart: bool
     """Whether another process asks them; see free_on_gpus."""
 
-    def free(self) -> int:
-        """Bytes of the one with the fewest."""
-        return min(free_on_gpus(self.numbers, self.asks_apart))
-
-    def free_for_vectors(self) -> int:
-        """Bytes of the one that is to hold an index."""
-        return free_on_gpus(self.numbers[:1] or [0], self.asks_apart)[0]
+    @cached_property
+    def free(self) -> list[int]:
+        """Bytes on each of them; where a CPU trains, on the first, which an index may be on."""
+        return free_on_gpus(self.numbers or [0], self.asks_apart)
 
 
 def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _IndexSizes, gpus: _GPUs) -> str:
@@ -280,7 +278,7 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
         copies = here if use.trains or use.quantization else 1
         total, free, what = needed * copies, left, "memory"
         if gpus.numbers:
-            total, free, what = needed, gpus.free(), "memory on the GPU"
+            total, free, what = needed, min(gpus.free), "memory on the GPU"
         if total > free:
             doing = "Training" if use.trains else "Answering with"
             adapters = "" if use.lora or not use.trains or wishes.retrieval is None else "adapters (--lora_r), "
@@ -291,7 +289,7 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
         left -= 0 if gpus.numbers else total
     if index.on_gpu:
         beside = (needed or 0) if gpus.numbers else 0
-        free = gpus.free_for_vectors()
+        free = gpus.free[0]
         if index.on_gpu + beside > free:
             others = f" beside the model's {_size(beside)}" if beside else ""
             raise InputError(

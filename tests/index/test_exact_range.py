@@ -85,15 +85,23 @@ def test_the_search_is_exact_whatever_precision_others_multiply_in(device: str |
     corpus, asked = vectors(1000), vectors(9, seed=3)
     searcher = ExactRange([corpus], 0, None if device is None else torch.device(device))
     expected = searcher.search(asked, 15)
-    kept = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    kept = [product.fp32_precision for product in products]
     try:
-        scores, ids = searcher.search(asked, 15)
+        torch.set_float32_matmul_precision("medium")
+        found = [searcher.search(asked, 15)]
         assert torch.get_float32_matmul_precision() == "medium"
+        # For one kind of device alone, after which torch refuses to say what holds for all.
+        torch.set_float32_matmul_precision("highest")
+        products[1].fp32_precision = "bf16"
+        found.append(searcher.search(asked, 15))
+        assert products[1].fp32_precision == "bf16"
     finally:
-        torch.set_float32_matmul_precision(kept)
-    np.testing.assert_array_equal(scores, expected[0])
-    np.testing.assert_array_equal(ids, expected[1])
+        for product, precision in zip(products, kept, strict=True):
+            product.fp32_precision = precision
+    for scores, ids in found:
+        np.testing.assert_array_equal(scores, expected[0])
+        np.testing.assert_array_equal(ids, expected[1])
 
 
 def test_no_questions_and_no_vectors() -> None:
