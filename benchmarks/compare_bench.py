@@ -19,7 +19,7 @@ from benchmarks.compare_once import Task
 from benchmarks.compare_record import Record
 from benchmarks.compare_sides import BEAMS, MAX_LENGTH, SIDES, Ragstone, Reference, Setup
 from benchmarks.compare_turns import Variant, take_turns
-from benchmarks.compare_works import ANSWERED, OPEN, WORKS, Inputs, Work, candidates, context_lengths
+from benchmarks.compare_works import ANSWERED, OPEN, WORKS, Inputs, Operations, Work, candidates, context_lengths
 from benchmarks.fresh import run_fresh
 from benchmarks.machine import commit, multiply_rate, processor
 from benchmarks.synthetic_source import SyntheticSource
@@ -61,7 +61,7 @@ class Measured:
     mib: list[float]
     agreement: str
     runs: int
-    operations: int | None = None
+    operations: Operations = dataclasses.field(default_factory=dict)
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -109,7 +109,7 @@ class Bench:
             choices.append({side: min(precisions, key=lambda each: medians[side, each]) for side in SIDES})
         # Lengths and answers are those of the checkpoint; training moves the weights.
         ragstone, untouched = (Ragstone(self._setup(work.model_type)) for _ in range(2))
-        operations = None if work.operations is None else work.operations(untouched, self._inputs)
+        operations = {} if work.operations is None else work.operations(untouched, self._inputs)
         records = []
         for choice in choices:
             variants: list[Variant] = [(side, choice[side]) for side in SIDES]
@@ -239,9 +239,9 @@ class Bench:
 
     def _record(self, name: str, work: str, measured: Measured) -> Record:
         theirs, ours = measured.seconds
-        device = best_device()
+        device, operations = best_device(), sum(measured.operations.values())
         limits = [
-            None if measured.operations is None else measured.operations / took / self._rates[measured.choice[side]]
+            operations / took / self._rates[measured.choice[side]] if operations else None
             for side, took in zip(SIDES, measured.seconds, strict=True)
         ]
         return Record(

@@ -27,8 +27,8 @@ class Record:
     reference_mib: float
     ragstone_mib: float
     agreement: str
-    operations: int | None
-    """Floating-point operations that the work needs."""
+    operations: dict[str, int]
+    """Floating-point operations that the work needs of each part of the model; empty where they are not counted."""
     of_limit: float | None
     """Ragstone's rate of those, as a part of the machine's own in large matrix products of the same precision."""
     reference_of_limit: float | None
@@ -85,6 +85,11 @@ def page(records: Sequence[Record], made: Sequence[str], command: str) -> str:
         "",
         *parts_table(records),
         "",
+        "What the parts that multiply matrices reach in their own time: useful operations a second, in percent of the",
+        "machine's.",
+        "",
+        *rates_table(records),
+        "",
     ]
     return "\n".join(lines)
 
@@ -127,6 +132,22 @@ def parts_table(records: Sequence[Record]) -> list[str]:
         whole = sum(record.parts.values())
         shares = [f"{100 * record.parts[name] / whole:.0f}" if name in record.parts else "" for name in names]
         rows.append([record.name, record.precision.split(" / ")[1], *shares])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def rates_table(records: Sequence[Record]) -> list[str]:
+    """What each part reaches of the machine, a row for each work, line by line."""
+    watched = [record for record in records if record.parts and record.operations]
+    names = list(dict.fromkeys(name for record in watched for name in record.operations))
+    rows = [["name", "arithmetic", *names], ["---"] * (2 + len(names))]
+    for record in watched:
+        precision = record.precision.split(" / ")[1]
+        rate = 1e9 * ((record.bf16_gflops if precision == "bf16" else None) or record.fp32_gflops)
+        reached = [
+            f"{100 * record.operations[name] / record.parts[name] / rate:.0f}" if name in record.operations else ""
+            for name in names
+        ]
+        rows.append([record.name, precision, *reached])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

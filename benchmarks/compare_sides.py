@@ -215,6 +215,7 @@ class Reference:
         self.precision: Precision = "fp32"
         self.timeline = Timeline()
         self._setup = setup
+        self._asked: tuple[Sequence[str], torch.Tensor] | None = None
 
     def settings(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -248,7 +249,7 @@ class Reference:
 
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE)
+        return torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     @cached_property
     def passage_encoder(self) -> TextEncoder:
@@ -283,8 +284,10 @@ class Reference:
         return [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
 
     def contexts(self, questions: Sequence[str], vectors: np.ndarray, again: bool) -> torch.Tensor:
-        ids = self._question_tokenizer(list(questions), padding=True, return_tensors="pt")["input_ids"]
-        return self._retriever(ids, vectors, n_docs=self._setup.n_docs, return_tensors="pt")["doc_ids"]
+        # Who has question vectors has their tokens, too.
+        if self._asked is None or self._asked[0] != questions:
+            self._asked = questions, self._inputs(questions)["input_ids"]
+        return self._retriever(self._asked[1], vectors, n_docs=self._setup.n_docs, return_tensors="pt")["doc_ids"]
 
     def build(self, documents: Path) -> np.ndarray:
         """As the reference's script: datasets' map embeds 16 passages at a time, padded to the longest."""

@@ -42,6 +42,10 @@ class Inputs:
     """Their answers."""
 
 
+Operations = dict[str, int]
+"""Of each part of a model, as benchmarks.timeline names them; see benchmarks.operations."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Something that both sides do."""
@@ -60,8 +64,8 @@ class Work:
     """Done in fp32 only: nothing in it would be faster in another precision."""
     fresh: bool = False
     """Timed in a fresh process, which opens the model, too."""
-    operations: Callable[[Ragstone, Inputs], int] | None = None
-    """The floating-point operations that it needs; see benchmarks.operations."""
+    operations: Callable[[Ragstone, Inputs], Operations] | None = None
+    """The floating-point operations that it needs."""
 
 
 def _same_number(theirs: float, ours: float, exact: bool) -> str | None:
@@ -129,51 +133,64 @@ def _question_operations(side: Ragstone, questions: Sequence[str]) -> int:
     return sum(bert(config).text(len(ids)) for ids in encoder.token_lists(questions)["input_ids"])
 
 
-def _step_operations(side: Ragstone, inputs: Inputs) -> int:
+def _answer_operations(
+    side: Ragstone, questions: Sequence[str], contexts: Sequence[int], answers: Sequence[Sequence[int]]
+) -> Operations:
+    """To encode questions and contexts, and to score answers: for each context, the tokens of each of its answers."""
+    counter = Generator.of(side.model.generator_model.config)
+    return {
+        "question encoder": _question_operations(side, questions),
+        "encoder": counter.encode(contexts),
+        "decoder": counter.decode(contexts, answers),
+        "vocabulary": counter.scores(answers),
+    }
+
+
+def _step_operations(side: Ragstone, inputs: Inputs) -> Operations:
+    """The way back of the question encoder is the encoder's, as its time is; see benchmarks.timeline.watched."""
     model: Any = side.model
     questions = inputs.questions[:TRAINED]
     contexts = context_lengths(side, questions)
     labels = model.generator.tokenize_targets(inputs.answers[:TRAINED], TARGET_LENGTH)
     targets = [[int(count)] for count in (labels >= 0).sum(dim=1) for _ in range(model.n_docs)]
-    counter = Generator.of(model.generator_model.config)
-    read = counter.encode(contexts) + counter.read(contexts, targets)
-    return TRAINING * (_question_operations(side, questions) + read)
+    forward = _answer_operations(side, questions, contexts, targets)
+    asked = forward["question encoder"]
+    both = {part: TRAINING * operations for part, operations in forward.items()}
+    return both | {"question encoder": asked, "encoder": both["encoder"] + both["question encoder"] - asked}
 
 
-def _search_operations(side: Ragstone, inputs: Inputs) -> int:
+def _search_operations(side: Ragstone, inputs: Inputs) -> Operations:
     """Beams of the length of the answer that is found in the end."""
     model: Any = side.model
     questions = inputs.questions[:ANSWERED]
     contexts = context_lengths(side, questions)
     decoding = Decoding(num_beams=BEAMS, max_length=MAX_LENGTH)
     lengths = [len(answers[0].labels) for answers in model.generate(questions, decoding)]
-    counter = Generator.of(model.generator_model.config)
     beams = [[length] * BEAMS for length in lengths for _ in range(model.n_docs)]
-    return _question_operations(side, questions) + counter.encode(contexts) + counter.read(contexts, beams)
+    return _answer_operations(side, questions, contexts, beams)
 
 
-def _thorough_operations(side: Ragstone, inputs: Inputs) -> int:
+def _thorough_operations(side: Ragstone, inputs: Inputs) -> Operations:
     """Beams of the candidates' mean length, and each different candidate scored with all passages of its question."""
     model: Any = side.model
     questions = inputs.questions[:ANSWERED]
     contexts = context_lengths(side, questions)
     proposed = candidates(side, questions)
-    counter = Generator.of(model.generator_model.config)
     rows = [[round(sum(lengths) / len(lengths))] * BEAMS + lengths for lengths in proposed for _ in range(model.n_docs)]
-    return _question_operations(side, questions) + counter.encode(contexts) + counter.read(contexts, rows)
+    return _answer_operations(side, questions, contexts, rows)
 
 
-def _evaluation_operations(side: Ragstone, inputs: Inputs) -> int:
+def _evaluation_operations(side: Ragstone, inputs: Inputs) -> Operations:
     """As for the first questions."""
-    first = inputs.questions[:ANSWERED]
-    return _thorough_operations(side, inputs) * len(inputs.questions) // len(first)
+    questions, first = len(inputs.questions), len(inputs.questions[:ANSWERED])
+    return {part: count * questions // first for part, count in _thorough_operations(side, inputs).items()}
 
 
-def _embedding_operations(side: Ragstone, inputs: Inputs) -> int:
+def _embedding_operations(side: Ragstone, inputs: Inputs) -> Operations:
     rows = [line.split("\t") for line in inputs.documents.read_text(encoding="utf-8").splitlines()]
     encoder = side.passage_encoder
     tokens = encoder.token_lists([text for _, text in rows], [title for title, _ in rows])["input_ids"]
-    return sum(bert(encoder.model.config).text(len(ids)) for ids in tokens)
+    return {"encoder": sum(bert(encoder.model.config).text(len(ids)) for ids in tokens)}
 
 
 _TRAINING = Work(

@@ -137,9 +137,10 @@ def run(settings: Settings) -> list[Point]:
         "target": _target,
     }
     points: list[Point] = []
+    # Before the figures, which may be written into the tree, make it another one.
+    where = (str(datetime.date.today()), commit(), processor())
     for axis in settings.only.split(","):
         for at, curve, side, seconds in found[axis](settings):
-            where = (str(datetime.date.today()), commit(), processor())
             points.append(Point(axis, at, curve, side, 1000 * seconds, *where))
             print(f"{axis} {at:,}: {curve}, {side}: {1000 * seconds:.2f} ms per question", flush=True)
             if settings.json is not None:

@@ -71,19 +71,19 @@ class Generator:
         """To encode contexts of so many tokens each."""
         return sum(map(self.encoder.text, contexts))
 
-    def read(self, contexts: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
-        """To score answers given encoded contexts: for each context, the target tokens of each of its answers."""
+    def decode(self, contexts: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
+        """To read answers given encoded contexts: for each context, the target tokens of each of its answers."""
         states = sum(map(self.decoder.contexts, contexts))
         rows = sum(
             self.decoder.answer(targets, context)
             for context, lengths in zip(contexts, answers, strict=True)
             for targets in lengths
         )
-        return states + rows + self.scores(sum(map(sum, answers)))
+        return states + rows
 
-    def scores(self, targets: int) -> int:
-        """Of the vocabulary's layer at T target tokens."""
-        return 2 * targets * self.decoder.width * self.vocabulary
+    def scores(self, answers: Sequence[Sequence[int]]) -> int:
+        """Of the vocabulary's layer at the target tokens of `answers`, as in `decode`."""
+        return 2 * sum(map(sum, answers)) * self.decoder.width * self.vocabulary
 
 
 def bert(config: Any) -> Stack:

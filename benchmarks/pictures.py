@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare_record import Record, markdown, origin, parts_table
+from benchmarks.compare_record import Record, markdown, origin, parts_table, rates_table
 from benchmarks.growth import Point
 from ragstone.errors import InputError
 from ragstone.output import write_text
@@ -73,6 +73,7 @@ def draw(settings: Settings) -> list[Path]:
     if compared:
         pictures["Times as fast as transformers' Rag classes"] = _ratios(compared, folder / "compare.svg")
         blocks = {"machine": [origin(compared)], "all": markdown(compared), "parts": parts_table(compared)}
+        blocks["rates"] = rates_table(compared)
         blocks["ratios"] = [*_shown(pictures), "", *short_table(compared)]
     grown = {}
     for axis, group in itertools.groupby(sorted(points, key=lambda each: each.axis), lambda each: each.axis):
@@ -94,12 +95,12 @@ def _shown(pictures: dict[str, Path]) -> list[str]:
 
 def short_table(records: Sequence[Record]) -> list[str]:
     """A row for each work: the ratio in equal arithmetic and at best, and the peaks of memory, line by line."""
-    rows = [["work", "", "in fp32", "each at its best", "memory"], ["---"] * 5]
+    rows = [["work", "", "in fp32", "each at its best", "memory, fp32", "at its best"], ["---"] * 6]
     for name, group in itertools.groupby(records, lambda each: each.name):
         equal, *more = group
         best = more[0] if more else equal
-        memory = f"{equal.reference_mib:,.0f} → {equal.ragstone_mib:,.0f} MiB"
-        rows.append([f"`{name}`", equal.work, f"{equal.ratio:.1f}×", f"{best.ratio:.1f}×", memory])
+        memory = [f"{each.reference_mib:,.0f} → {each.ragstone_mib:,.0f} MiB" for each in (equal, best)]
+        rows.append([f"`{name}`", equal.work, f"{equal.ratio:.1f}×", f"{best.ratio:.1f}×", *memory])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

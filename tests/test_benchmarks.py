@@ -162,7 +162,8 @@ def test_operations_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counted:
         loss = model(input_ids=torch.full((3, 17), 5), labels=torch.full((3, 6), 7)).loss
     needed = Generator.of(bart)
-    forward = needed.encode([17] * 3) + needed.read([17] * 3, [[6]] * 3)
+    answers = [[6]] * 3
+    forward = needed.encode([17] * 3) + needed.decode([17] * 3, answers) + needed.scores(answers)
     assert counted.get_total_flops() == forward
     with FlopCounterMode(display=False) as counted:
         loss.backward()
@@ -183,7 +184,7 @@ def test_operations_are_those_that_torch_counts() -> None:
 def test_operations_of_several_answers_share_their_context() -> None:
     """Keys and values of a context are computed once for all its answers."""
     counter = Generator(Stack(1, 8, 8), Stack(1, 8, 8), 100)
-    one, three = counter.read([20], [[4]]), counter.read([20], [[4, 4, 4]])
+    one, three = counter.decode([20], [[4]]), counter.decode([20], [[4, 4, 4]])
     assert three - counter.decoder.contexts(20) == 3 * (one - counter.decoder.contexts(20))
 
 
@@ -229,7 +230,7 @@ RECORD = CompareRecord(
     reference_mib=600.0,
     ragstone_mib=300.0,
     agreement="alike",
-    operations=None,
+    operations={},
     of_limit=None,
     reference_of_limit=None,
     parts={},
@@ -244,9 +245,13 @@ RECORD = CompareRecord(
     processor="a processor",
 )
 TRAINED = dataclasses.replace(
-    RECORD, name="train_token", operations=10**9, of_limit=0.25, parts={"encoder": 3.0, "optimiser": 1.0}
+    RECORD,
+    name="train_token",
+    operations={"encoder": 15 * 10**10},
+    of_limit=0.25,
+    parts={"encoder": 3.0, "optimiser": 1.0},
 )
-BEST = dataclasses.replace(TRAINED, precision="fp32 / bf16", ragstone_s=1.0, ratio=3.0)
+BEST = dataclasses.replace(TRAINED, precision="fp32 / bf16", ragstone_s=1.0, ratio=3.0, ragstone_mib=200.0)
 
 
 def test_pictures_and_tables_are_drawn_from_the_figures(tmp_path: Path) -> None:
@@ -264,7 +269,7 @@ def test_pictures_and_tables_are_drawn_from_the_figures(tmp_path: Path) -> None:
     for page in ("README.md", "docs/performance.md"):
         (tmp_path / page).write_text(
             "before\n<!-- ratios -->\nold\n<!-- /ratios -->\n<!-- growth --><!-- /growth -->\n"
-            "<!-- parts -->\n<!-- /parts -->\nafter\n"
+            "<!-- parts -->\n<!-- /parts -->\n<!-- rates --><!-- /rates -->\nafter\n"
         )
     settings = [f"--results={results}", f"--root={tmp_path}"]
     assert pictures.main(settings) == 0
@@ -278,9 +283,11 @@ def test_pictures_and_tables_are_drawn_from_the_figures(tmp_path: Path) -> None:
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "![Times as fast as transformers' Rag classes](docs/images/compare.svg)" in text
     assert "](images/growth-corpus.svg)" in (tmp_path / "docs" / "performance.md").read_text()
-    assert "| `retrieve` | a work | 1.5× | 1.5× | 600 → 300 MiB |" in text
-    assert "| `train_token` | a work | 1.5× | 3.0× | 600 → 300 MiB |" in text
+    assert "| `retrieve` | a work | 1.5× | 1.5× | 600 → 300 MiB | 600 → 300 MiB |" in text
+    assert "| `train_token` | a work | 1.5× | 3.0× | 600 → 300 MiB | 600 → 200 MiB |" in text
     assert "| train_token | bf16 | 75 | 25 |" in text
+    # 50 GFLOP a second of 100 and of 400.
+    assert "| train_token | fp32 | 50 |" in text and "| train_token | bf16 | 12 |" in text
 
 
 def test_pictures_need_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,7 @@ def ask(settings: AskSettings) -> Iterator[tuple[str, Answer, bool]]:
             use_dummy_dataset=settings.use_dummy_dataset,
             n_docs=settings.n_docs,
             method=settings.method(),
+            longest_answer=decoding.longest_answer,
             torch_dtype=settings.torch_dtype,
             quantization=settings.quantization,
         )

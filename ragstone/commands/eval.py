@@ -201,7 +201,7 @@ def eval(settings: EvalSettings) -> Evaluated:
     if settings.compare_retrievers is not None:
         # Not when the others have been evaluated for hours.
         for target in targets:
-            refuse_unsearchable(_request(settings, target))
+            refuse_unsearchable(_request(settings, target, longest_answer=0))
     evaluations = tuple(
         _evaluate(settings, target, PredictionFile(target.predictions_path), task, search, others) for target in targets
     )
@@ -293,7 +293,8 @@ def _predict(
     from ragstone.evaluation.evaluate import origin_of, predict, refuse_other_origin
     from ragstone.model.open import open_model
 
-    model = open_model(_request(settings, target))
+    longest_answer = search.decoding.longest_answer if task.eval_mode == "e2e" else 0
+    model = open_model(_request(settings, target, longest_answer))
     try:
         if task.eval_mode == "retrieval" and 0 < model.n_docs < task.k:
             raise InputError(
@@ -308,7 +309,7 @@ def _predict(
         model.close()
 
 
-def _request(settings: EvalSettings, target: Target) -> ModelRequest:
+def _request(settings: EvalSettings, target: Target, longest_answer: int) -> ModelRequest:
     from ragstone.model.open import ModelRequest
 
     return ModelRequest(
@@ -320,6 +321,7 @@ def _request(settings: EvalSettings, target: Target) -> ModelRequest:
         use_dummy_dataset=settings.use_dummy_dataset,
         n_docs=settings.n_docs,
         method=target.method,
+        longest_answer=longest_answer,
         torch_dtype=settings.torch_dtype,
         quantization=settings.quantization,
     )

@@ -38,10 +38,14 @@ OWN_TO_A_HOST = (
 def run_plan(settings: FinetuneSettings) -> RunPlan:
     """The run that these settings describe."""
     record = plain_settings(settings)
+    validation, test = (
+        Decoding(num_beams=settings.num_beams, max_length=length)
+        for length in (settings.val_max_target_length, settings.test_max_target_length)
+    )
     return RunPlan(
         data_dir=settings.data_dir,
         folder=settings.output_dir,
-        model=_model_request(settings),
+        model=_model_request(settings, max(validation.longest_answer, test.longest_answer)),
         loop=LoopSettings(
             epochs=settings.num_train_epochs,
             train_batch_size=settings.train_batch_size,
@@ -62,8 +66,8 @@ def run_plan(settings: FinetuneSettings) -> RunPlan:
             adafactor=settings.adafactor,
             question_encoder_learning_rate=settings.question_encoder_learning_rate,
         ),
-        validation=Decoding(num_beams=settings.num_beams, max_length=settings.val_max_target_length),
-        test=Decoding(num_beams=settings.num_beams, max_length=settings.test_max_target_length),
+        validation=validation,
+        test=test,
         limits={"train": settings.n_train, "val": settings.n_val, "test": settings.n_test},
         trains=settings.do_train or not settings.do_predict,
         predicts=settings.do_predict,
@@ -114,7 +118,7 @@ def _retrieval(settings: FinetuneSettings) -> RetrievalSettings:
     )
 
 
-def _model_request(settings: FinetuneSettings) -> ModelRequest:
+def _model_request(settings: FinetuneSettings, longest_answer: int) -> ModelRequest:
     changes = {name: getattr(settings, name) for name in GENERATOR_SETTINGS if getattr(settings, name) is not None}
     return ModelRequest(
         settings.model_name_or_path,
@@ -129,6 +133,7 @@ def _model_request(settings: FinetuneSettings) -> ModelRequest:
         max_combined_length=settings.max_combined_length,
         max_source_length=settings.max_source_length,
         max_target_length=settings.max_target_length,
+        longest_answer=longest_answer,
         label_smoothing=settings.label_smoothing,
         freeze_question_encoder=settings.freeze_question_encoder,
         generator_changes=changes,

@@ -56,10 +56,9 @@ class CausalGenerator:
         use_attention(model)
         self._continuation = _choose_continuation(model, self._ends[0])
 
-    @property
-    def longest_context(self) -> int | None:
+    def longest_context(self, answer: int = 0) -> int | None:
         """See Generator.longest_context: prompt and answer share the positions, of which some are kept for answers."""
-        return None if self._room is None else self._room - min(ANSWER_ROOM, self._room // 4)
+        return None if self._room is None else self._room - max(answer, min(ANSWER_ROOM, self._room // 4))
 
     @property
     def longest_target(self) -> int | None:
@@ -96,7 +95,7 @@ class CausalGenerator:
         Raises:
             InputError: prompts and answers may need more positions than the model has.
         """
-        self._refuse_no_room(contexts.ids, decoding.longest - 1)
+        self._refuse_no_room(max(map(len, contexts.ids)), decoding.longest_answer)
         return search_answers(
             self.model,
             lambda rows: self._continuation.begin(contexts.select(rows)),
@@ -119,12 +118,13 @@ class CausalGenerator:
 
     def _sequence_logits(self, contexts: Prompts, labels: torch.Tensor) -> torch.Tensor:
         """target_logits with gradients: sequences of like length together, padded on the right."""
-        self._refuse_no_room(contexts.ids, labels.shape[2])
         answers = labels.shape[1]
         targets = [[label for label in row if label != IGNORED] for row in labels.flatten(0, 1).tolist()]
         prompts = [row for row in contexts.ids for _ in range(answers)]
         rows = [row for row, target in enumerate(targets) if target]
         lengths = [len(prompts[row]) + len(targets[row]) - 1 for row in rows]
+        longest = rows[lengths.index(max(lengths))]
+        self._refuse_no_room(len(prompts[longest]), len(targets[longest]))
         texts = [torch.tensor(prompts[row] + targets[row][:-1]) for row in rows]
         filler, embedding, layer = self._ends[0], self.model.get_input_embeddings(), vocabulary_layer(self.model)
         table = SharedTable(embedding)
@@ -145,11 +145,10 @@ class CausalGenerator:
         pieces = dict(zip(order, torch.cat(found).split([len(targets[row]) for row in order]), strict=True))
         return torch.cat([pieces[row] for row in rows])
 
-    def _refuse_no_room(self, prompts: list[list[int]], answer: int) -> None:
-        longest = max(map(len, prompts))
-        if self._room is not None and longest + answer > self._room:
+    def _refuse_no_room(self, prompt: int, answer: int) -> None:
+        if self._room is not None and prompt + answer > self._room:
             raise InputError(
-                f"A prompt of {longest} tokens and an answer of {answer} need more than the {self._room} positions "
+                f"A prompt of {prompt} tokens and an answer of {answer} need more than the {self._room} positions "
                 f"of the {self.model.config.model_type} generator; lower --max_combined_length."
             )
 

@@ -109,8 +109,9 @@ def join_parts(parts: Parts) -> Checkpoint:
     prompt = choose_prompt(generator.config, tokenizer, None, parts.prompt_template, parts.chat)
     record_prompt(config, prompt)
     joined = as_generator(generator.float().eval(), tokenizer, prompt)
-    if joined.longest_context is not None:
-        config.max_combined_length = min(config.max_combined_length, joined.longest_context)
+    longest = joined.longest_context()
+    if longest is not None:
+        config.max_combined_length = min(config.max_combined_length, longest)
     return Checkpoint(config, encoder, joined)
 
 

@@ -59,6 +59,11 @@ class Decoding:
         return self.max_length if self.max_new_tokens is None else self.max_new_tokens + 1
 
     @property
+    def longest_answer(self) -> int:
+        """Tokens of an answer at most, without the start token, which is no part of it."""
+        return self.longest - 1
+
+    @property
     def answers_at_once(self) -> int:
         """Answers to a context that are written together."""
         return max(self.num_beams, self.num_return_sequences)

@@ -52,9 +52,8 @@ class Generator(Protocol[Contexts]):
     context_tokenizer: ContextTokenizer
     """Makes contexts tokens, and remembers those of passages."""
 
-    @property
-    def longest_context(self) -> int | None:
-        """Tokens of a context at most; None where the architecture sets no limit."""
+    def longest_context(self, answer: int = 0) -> int | None:
+        """Tokens of a context at most, beside answers of `answer` tokens; None where the architecture sets no limit."""
 
     @property
     def longest_target(self) -> int | None:

@@ -37,6 +37,7 @@ from ragstone.retrieval.method import Method, MethodRequest
 from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
 RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
+WRITTEN = "The length of answers that may be written (max_length, or val_max_target_length and test_max_target_length)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,9 @@ class ModelRequest:
     max_source_length: int | None = None
     """Tokens of a question (RAG) or of the whole input (closed-book)."""
     max_target_length: int = 25
+    """Tokens of an answer that is learnt from."""
+    longest_answer: int = 0
+    """Tokens of the longest answer that will be written; see Decoding.longest_answer."""
     label_smoothing: float = 0.0
     freeze_question_encoder: bool = False
     generator_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -240,7 +244,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     prompt = choose_prompt(config, tokenizer, own_settings(config).get("prompt"), request.prompt_template, request.chat)
     record_prompt(model.config, prompt)
     generator = as_generator(model, tokenizer, prompt)
-    _refuse_longer(generator.longest_context, "max_source_length", request.max_source_length)
+    _refuse_longer_context(generator, "max_source_length", request.max_source_length, request)
     recorded = recorded_context(model.config)
     if request.max_source_length is not None:
         recorded = dataclasses.replace(recorded, max_length=request.max_source_length)
@@ -260,9 +264,12 @@ def _context(recorded: ContextFormat, request: ModelRequest, generator: Generato
     Raises:
         InputError: a length that is asked for is more than the generator has positions for.
     """
-    longest = generator.longest_context
-    _refuse_longer(longest, "max_combined_length", request.max_combined_length)
-    _refuse_longer(generator.longest_target, "max_target_length", request.max_target_length)
+    limit = generator.longest_target
+    for name, asked in (("max_target_length", request.max_target_length), (WRITTEN, request.longest_answer)):
+        if limit is not None and asked > limit:
+            raise InputError(f"{name} is {asked}, but the generator has positions for {limit} tokens; lower it.")
+    _refuse_longer_context(generator, "max_combined_length", request.max_combined_length, request)
+    longest = generator.longest_context(_longest_answer(request))
     length = request.max_combined_length or recorded.max_length
     return dataclasses.replace(
         recorded,
@@ -297,9 +304,17 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
         checkpoint_gradients(generator.model)
 
 
-def _refuse_longer(longest: int | None, name: str, asked: int | None) -> None:
+def _refuse_longer_context(generator: Generator[Any], name: str, asked: int | None, request: ModelRequest) -> None:
+    answer = _longest_answer(request)
+    longest = generator.longest_context(answer)
     if longest is not None and asked is not None and asked > longest:
-        raise InputError(f"{name} is {asked}, but the generator has positions for {longest} tokens; lower it.")
+        beside = f", beside answers of {answer}" if longest < (generator.longest_context() or 0) else ""
+        raise InputError(f"{name} is {asked}, but the generator has positions for {longest} tokens{beside}; lower it.")
+
+
+def _longest_answer(request: ModelRequest) -> int:
+    """Tokens of the longest answer that is learnt from or written."""
+    return max(request.max_target_length, request.longest_answer)
 
 
 def checkpoint_gradients(model: Any) -> None:

@@ -72,8 +72,7 @@ class Seq2SeqGenerator:
         use_attention(model)
         self._shares_contexts = share_contexts(model)
 
-    @property
-    def longest_context(self) -> int | None:
+    def longest_context(self, answer: int = 0) -> int | None:
         """See Generator.longest_context: the positions of the encoder; T5's are relative, without end."""
         return _positions(self.model.config, "max_encoder_position_embeddings")
 
@@ -164,9 +163,9 @@ class Seq2SeqGenerator:
             InputError: answers may get longer than the decoder has positions for.
         """
         limit = self.longest_target
-        if limit is not None and decoding.longest - 1 > limit:
+        if limit is not None and decoding.longest_answer > limit:
             raise InputError(
-                f"Answers may get {decoding.longest - 1} tokens long (max_length, or max_new_tokens), but the "
+                f"Answers may get {decoding.longest_answer} tokens long (max_length, or max_new_tokens), but the "
                 f"{self.model.config.model_type} generator can write {limit}; lower it."
             )
         return search_answers(

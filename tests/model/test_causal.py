@@ -518,10 +518,13 @@ def test_two_end_tokens_over_several_passages(family: str) -> None:
 
 def test_a_prompt_without_room_for_the_answer_is_refused() -> None:
     generator = make("GPT-2")
-    assert (generator.longest_context, generator.longest_target) == (48, 63)
+    assert (generator.longest_context(), generator.longest_context(20), generator.longest_target) == (48, 44, 63)
     contexts = generator.encode([("a " * 62, "b")], 63)
     with pytest.raises(InputError, match="A prompt of 63 tokens and an answer of 3 need more than the 64 positions"):
         generator.target_logits(contexts, torch.tensor([[[1, 2, 0]]]))
+    # What counts is a prompt with its own answer.
+    contexts = generator.encode([("a " * 62, "b"), ("a", "b")], 63)
+    generator.target_logits(contexts, torch.tensor([[[0, -100, -100]], [[1, 2, 0]]]))
     with torch.no_grad(), pytest.raises(InputError, match="an answer of 4 need more"):
         prompts = generator.encode([("a " * 62, "b")], 63)
         generator.search(prompts, torch.zeros(1, 1), Decoding(1, max_length=5))

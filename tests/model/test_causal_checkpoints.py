@@ -56,6 +56,18 @@ def test_there_and_back(family: str, encoder: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(scores(read), scores(written), rtol=1e-5, atol=1e-5)
 
 
+def test_contexts_leave_room_for_the_longest_answer(encoder: Any, source_folder: Path, tmp_path: Path) -> None:
+    """Prompt and answer share a decoder-only generator's positions: known when it is opened, not at a long prompt."""
+    write("GPT-2", encoder, tmp_path / "rag")
+    name, source = str(tmp_path / "rag"), str(source_folder)
+    for answers, length in ({}, 39), ({"longest_answer": 30}, 34), ({"max_target_length": 3}, 48):
+        model: Any = open_model(ModelRequest(name, passages_path=source, **answers))
+        assert model.options.context.max_length == length
+    request = ModelRequest(name, passages_path=source, max_combined_length=40, longest_answer=30)
+    with pytest.raises(InputError, match="max_combined_length is 40, .* positions for 34 tokens, beside answers of 30"):
+        open_model(request)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters(family: str, tmp_path: Path) -> None:
     """Beside the layers, saved alone, put beside them again, and merged into them."""

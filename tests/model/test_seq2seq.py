@@ -121,17 +121,17 @@ def test_several_end_tokens(generator: Seq2SeqGenerator) -> None:
 def test_what_there_are_no_positions_for(name: str, family_folder: Callable[[str], Path]) -> None:
     """A generator reads and writes as much as its positions allow; T5's have no end."""
     generator = open_family(name, family_folder(name))
-    contexts = generator.encode([("", "a b " * 100)], generator.longest_context or 300)
-    assert contexts.states.shape[1] <= (generator.longest_context or 300)
+    contexts = generator.encode([("", "a b " * 100)], generator.longest_context() or 300)
+    assert contexts.states.shape[1] <= (generator.longest_context() or 300)
     decoding = Decoding(1, min_length=POSITIONS, max_new_tokens=POSITIONS)
     (answers,) = generator.search(contexts, torch.zeros(1, 1), decoding)
     assert len(answers[0]) >= POSITIONS - 1
     longer = Decoding(1, max_new_tokens=POSITIONS + 1)
     if name in WITHOUT_END:
-        assert (generator.longest_context, generator.longest_target) == (None, None)
+        assert (generator.longest_context(), generator.longest_target) == (None, None)
         generator.search(contexts, torch.zeros(1, 1), longer)
     else:
-        assert (generator.longest_context, generator.longest_target) == (POSITIONS, POSITIONS)
+        assert (generator.longest_context(), generator.longest_target) == (POSITIONS, POSITIONS)
         with pytest.raises(
             InputError, match=f"Answers may get {POSITIONS + 1} tokens .* generator can write {POSITIONS};"
         ):
@@ -144,6 +144,7 @@ def test_what_there_are_no_positions_for(name: str, family_folder: Callable[[str
         ({"max_combined_length": 513}, "max_combined_length is 513, but the generator has positions for 512 tokens"),
         ({"max_target_length": 513}, "max_target_length is 513, but the generator has positions for 512 tokens"),
         ({"max_source_length": 513}, "max_source_length is 513, but the generator has positions for 512 tokens"),
+        ({"longest_answer": 513}, "may be written .* is 513, but the generator has positions for 512 tokens"),
     ],
 )
 def test_lengths_beyond_the_positions_are_refused(request_: dict[str, int], message: str, models_folder: Path) -> None:
