@@ -51,8 +51,11 @@ class Part:
         """Write its passages, without vectors."""
         titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
         table = pa.table({"title": pa.array(titles, pa.string()), "text": pa.array(texts, pa.string())})
-        with pa.OSFile(str(self._path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        # A worker that an earlier start has left may be reading what is there.
+        new = self._new_path()
+        with pa.OSFile(str(new), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
+        new.replace(self._path)
 
     def groups(self, size: int) -> Iterator[list[Passage]]:
         """Its passages, `size` at a time, numbered within it."""
@@ -64,12 +67,20 @@ class Part:
 
     def finish(self, embedded: Iterable[tuple[list[Passage], FloatArray]], dimension: int) -> None:
         """Write its passages with their vectors, and have them in their place in one step."""
-        # Two processes may be at the same part, where one of them was only believed to be lost.
-        new = self.folder / UNFINISHED.replace("*", f"{self.number:05d}-{uuid.uuid4().hex}")
+        new = self._new_path()
         with ShardWriter(new, dimension) as writer:
             for passages, vectors in embedded:
                 writer.write([passage.title for passage in passages], [passage.text for passage in passages], vectors)
         new.replace(self.finished_path)
+
+    def finished_rows(self) -> int:
+        """How many passages it has with their vectors."""
+        with pa.memory_map(str(self.finished_path)) as file, pa.ipc.open_stream(file) as stream:
+            return sum(batch.num_rows for batch in stream)
+
+    def _new_path(self) -> Path:
+        """A new one, for what is written: two processes may be at the same part, where one was believed to be lost."""
+        return self.folder / UNFINISHED.replace("*", f"{self.number:05d}-{uuid.uuid4().hex}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,19 @@ class Parts:
                 part.write(passages)
 
     def make_store(self, folder: Path, dimension: int) -> None:
-        """Make a store in `folder` of all parts, which are finished."""
+        """Make a store in `folder` of all parts, which are finished.
+
+        Raises:
+            InputError: one has not the passages that it should have.
+        """
+        for part in self._parts:
+            there, due = part.finished_rows(), self.passages_in([part])
+            if there != due:
+                part.finished_path.unlink()
+                raise InputError(
+                    f"{part.finished_path} had {there:,} passages instead of {due:,}, and was removed; give the "
+                    "same command again, which makes it anew, and one at a time."
+                )
         folder.mkdir(parents=True)
         names = shard_names(len(self._parts))
         for part, name in zip(self._parts, names, strict=True):

@@ -20,6 +20,9 @@ ACCELERATE = {
 """What accelerate launch can be told, by its flags or its configuration file, to do with a model; off where not set."""
 
 
+HIGHEST_PORT = 65535
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process stands among those that were started together."""
@@ -42,7 +45,7 @@ def place() -> Place:
     """The place that the environment gives, in torchrun's variables; that of the only process where it gives none.
 
     Raises:
-        InputError: WORLD_SIZE is above 1, but the rest is missing or makes no sense.
+        InputError: WORLD_SIZE is above 1, but the rest, or where the processes meet, is missing or makes no sense.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Place()
@@ -60,6 +63,12 @@ def place() -> Place:
     if not (found.rank < found.size and found.local_rank < found.local_size <= found.size):
         shown = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
         raise InputError(f"The environment of this process contradicts itself: {shown}; start it with torchrun.")
+    host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not host or not port.isdecimal() or int(port) > HIGHEST_PORT:
+        raise InputError(
+            f"WORLD_SIZE is {found.size}, but MASTER_ADDR is {host!r} and MASTER_PORT {port!r}: the address and port "
+            "of the first process; start the processes with torchrun, or set both."
+        )
     return found
 
 

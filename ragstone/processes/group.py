@@ -72,14 +72,16 @@ class ProcessGroup:
             raise InputError(outcome["refused"])
         return outcome["result"]
 
+    def advance(self) -> None:
+        """This process has come to its next exchange of `send` and `receive`; to be called equally often by all."""
+        self._watch.advance()
+
     def send(self, message: Bytes, to: int) -> Callable[[], None]:
         """Begin to send bytes to the process of a rank, which must `receive` them; see exchange.Post."""
-        self._watch.advance()
         return self._post.send(message, to)
 
     def receive(self, source: int) -> Bytes:
         """Receive the bytes that the process of a rank sends."""
-        self._watch.advance()
         return self._post.receive(source)
 
     def explain(self, error: RuntimeError) -> NoReturn:
@@ -146,13 +148,15 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
             f"Rank {where.rank} of {where.size} could not meet the others at {_master()} within {timeout:g} s "
             f"({str(error).splitlines()[0]})."
         ) from error
-    group = ProcessGroup(where, messages, Watch(PrefixStore("watch", store.clone()), rank, size), timeout)
+    watch = Watch(PrefixStore("watch", store.clone()), rank, size)
+    group = ProcessGroup(where, messages, watch, timeout)
     # A thread that is in C++ when Python ends takes the process down with SIGABRT, so none is left behind. The process
     # group's own stay where a message may still be on its way: they would be waited for until the time-out.
     refused: InputError | None = None
     try:
         with closing(group.guard()) if backend == "nccl" else nullcontext():
             yield group
+        watch.leave()
     except RuntimeError as error:
         group.explain(error)
     except InputError as error:

@@ -35,10 +35,9 @@ class Guard:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more, and let the others' guards know that this process is through."""
+        """Look no more."""
         self._closed.set()
         self._thread.join()
-        self._watch.leave()
 
     def _look_on(self) -> None:
         before: Sequence[Beat | None] = []

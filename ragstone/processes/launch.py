@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ragstone.errors import LOST, InputError, LostError
@@ -111,6 +112,11 @@ def _tell(failures: Mapping[int, Any]) -> NoReturn:
         raise LostError(
             f"Rank {rank} (process {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}; the others "
             "were stopped."
+        )
+    if not Path(failure.error_file).is_file():
+        raise LostError(
+            f"Rank {rank} (process {failure.pid}) ended with exit code {failure.exitcode} and did not say why; the "
+            "others were stopped."
         )
     message = failure.error_file_data["message"]
     text = message["message"] if isinstance(message, dict) else str(message)

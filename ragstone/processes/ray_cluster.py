@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, LostError
+from ragstone.processes import ray_head
+from ragstone.processes.launch import end_lost
 
 AUTH_MODE = "RAY_AUTH_MODE"
 """The environment variable that says whether Ray's processes prove themselves by a token."""
@@ -69,6 +71,7 @@ class RayCluster:
 
         self.started = False
         self._was_connected = ray.is_initialized()
+        self._watch: ray_head.HeadWatch | None = None
         if self._was_connected:
             return
         running = _running(address)
@@ -89,7 +92,11 @@ class RayCluster:
                     ) from error
         if running is None:
             self.started = True
-            print(f"No Ray cluster is running here; a local one was started ({self.address}).", file=sys.stderr)
+            none_there = "" if address == LOCAL else "No Ray cluster is running here; "
+            started = "a local one was started" if none_there else "A local Ray cluster was started"
+            print(f"{none_there}{started} ({self.address}).", file=sys.stderr)
+        head = self.address
+        self._watch = ray_head.HeadWatch(lambda: _silence(head), lambda why: _end(head, why), ray_head.PATIENCE)
 
     @property
     def address(self) -> str:
@@ -120,8 +127,15 @@ class RayCluster:
         """Disconnect; a cluster that was started here ends. Whoever was connected before stays so."""
         import ray
 
-        if not self._was_connected:
+        if self._watch is not None:
+            self._watch.close()
             ray.shutdown()
+
+
+def _end(head: str, reason: str) -> None:
+    """End this process, whose cluster is gone."""
+    said = f"has said nothing for {ray_head.PATIENCE:g} s ({reason})"
+    end_lost(LostError(f"The head of the Ray cluster at {head} {said}; start it again, and then the same command."))
 
 
 def _show_token() -> None:

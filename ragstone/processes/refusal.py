@@ -7,22 +7,27 @@ through the store at which they would meet, which torchrun's agent keeps for as 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from ragstone.errors import InputError
+from ragstone.interrupt import stop_like_interrupt
 from ragstone.processes.environment import Place, place
 
 SECONDS = 10.0
 """That the first process may come later than the others to its refusal, if it comes to one."""
+PAUSE = 0.05
+"""Seconds between two looks into the store."""
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 def say_once(message: str, say: Callable[[], None]) -> None:
     """Call `say`, but not where the first process says the same `message` about this run.
 
-    A message is never lost: where the others cannot be asked or do not answer in time, it is said.
+    A message is never lost: where the others cannot be asked or do not answer in time, or torchrun stops this process
+    meanwhile, since another has ended, it is said.
     """
     try:
         where = place()
@@ -49,19 +54,29 @@ def say_among(message: str, say: Callable[[], None], where: Place, store: Any, s
 
     Returns when all have said theirs, for torchrun stops the others once one has ended; or after `seconds`.
     """
-    limit = timedelta(seconds=seconds)
-    said = False
+    said = heard = False
     try:
-        if where.is_first:
-            store.set("first", message)
-        else:
-            store.wait(["first"], limit)
-        if where.is_first or store.get("first").decode() != message:
+        with stop_like_interrupt():
+            if where.is_first:
+                store.set("first", message)
+            else:
+                _wait(store, ["first"], seconds)
+            heard = not where.is_first and store.get("first").decode() == message
+            if not heard:
+                said = True
+                say()
+            store.set(f"done/{where.rank}", "")
+            _wait(store, [f"done/{rank}" for rank in range(where.size)], seconds)
+    except (RuntimeError, TimeoutError, KeyboardInterrupt):
+        # The store has gone, nobody else refuses anything, or torchrun has stopped this process.
+        if not (said or heard):
             say()
-            said = True
-        store.set(f"done/{where.rank}", "")
-        store.wait([f"done/{rank}" for rank in range(where.size)], limit)
-    except RuntimeError:
-        # Nobody else refuses anything, or the store has gone.
-        if not said:
-            say()
+
+
+def _wait(store: Any, keys: Sequence[str], seconds: float) -> None:
+    """Wait for `keys`; the store's own way of waiting hears no signals."""
+    deadline = time.monotonic() + seconds
+    while not store.check(keys):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{', '.join(keys)} did not come within {seconds:g} s")
+        time.sleep(PAUSE)

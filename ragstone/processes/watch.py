@@ -1,7 +1,7 @@
 """Which process of a run is missing, when a message between them fails.
 
 Every process writes a beat into the run's store once a second: how often it has written, and how many exchanges it has
-come to. A process that is dead or stopped no longer beats; one that hangs elsewhere has come less far than the others.
+come to. A process that is dead or stopped no longer beats; one that hangs elsewhere has come less far than all others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Watch:
         self._position += 1
 
     def leave(self) -> None:
-        """This process is through: when it stops beating, it says so."""
+        """This process is through, and has not failed: when it stops beating, it says so."""
         self._leaves = True
 
     def close(self) -> None:
@@ -95,7 +95,9 @@ class Watch:
 
 
 def missing_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> list[int]:
-    """The ranks whose beat stands still between two looks; where all beat, those that have come less far than others.
+    """The ranks whose beat stands still between two looks; where all beat, those that have come least far.
+
+    Who waits for a message may have come less far than another, which waits for a later one, but not least far.
 
     Args:
         before: beats by rank; None for one that has never beaten.
@@ -105,7 +107,7 @@ def missing_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -
     if silent:
         return silent
     positions = [beat.position for beat in after if beat is not None]
-    return [rank for rank, position in enumerate(positions) if position < max(positions)]
+    return [rank for rank, position in enumerate(positions) if position == min(positions) < max(positions)]
 
 
 def silent_ranks(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> list[int]:

@@ -24,17 +24,20 @@ class GatheredRetriever:
         self._inner = inner
 
     def retrieve(self, vectors: FloatArray, n_docs: int) -> Retrieved:
-        """See Retriever.retrieve."""
+        """See Retriever.retrieve. Two exchanges for each process: the questions', and the passages'."""
+        self._processes.advance()
         if self._inner is None:
             shape = np.array([*vectors.shape, n_docs], dtype=np.int64)
             question = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
             self._processes.send(np.concatenate([shape.view(np.uint8), question.view(np.uint8)]), to=0)()
+            self._processes.advance()
             return decode(self._processes.receive(0))
         asked = [(np.asarray(vectors, dtype=np.float32), n_docs)]
         for rank in range(1, self._processes.place.size):
             asked.append(_request(self._processes.receive(rank)))
         ids = self._inner.search(np.concatenate([part for part, _ in asked]), max(n for _, n in asked))
         own, *others = np.split(ids, np.cumsum([len(part) for part, _ in asked])[:-1])
+        self._processes.advance()
         # The others go on with their passages while this process fetches its own.
         sent = [
             self._processes.send(encode(rows[:, :n], self._inner.source.store), to=rank)

@@ -113,8 +113,14 @@ class BoardLine:
 class Crew:
     """The workers that serve one part of a source."""
 
-    def __init__(self, names: Sequence[str], board: str | None, timeout: float) -> None:
-        """Find the workers and their board (None: nobody else asks the workers) by name, and connect to them.
+    def __init__(self, names: Sequence[str], board: str | None, timeout: float, serves: str = "") -> None:
+        """Find the workers and their board by name, and connect to them.
+
+        Args:
+            names: of the workers.
+            board: its name; None where nobody else asks the workers.
+            timeout: seconds that an answer may take.
+            serves: which part of the source they serve, as in " for part 1 of 2"; empty where it is the whole.
 
         Raises:
             InputError: one cannot answer on its host, see `server_here`.
@@ -128,11 +134,12 @@ class Crew:
         except ValueError as error:
             raise LostError(f"The retrieval workers are not in the Ray cluster any more ({error}).") from error
         count = len(names)
-        titles = [f"Retrieval worker {number} of {count}" for number in range(1, count + 1)]
-        titles = titles if count > 1 else ["The retrieval worker"]
+        titles = [f"Retrieval worker {number} of {count}{serves}" for number in range(1, count + 1)]
+        titles = titles if count > 1 else [f"The retrieval worker{serves}"]
         self._lines = [Line(actor, title, timeout) for actor, title in zip(actors, titles, strict=True)]
         self._gone: dict[int, str] = {}
         self._timeout = timeout
+        self._serves = serves
         with ExitStack() as unless_connected:
             unless_connected.callback(self._close_lines)
             for number, asked in self.start_each("address").items():
@@ -207,7 +214,8 @@ class Crew:
         usable = [number for number in range(len(self._lines)) if number not in self._gone]
         if not usable:
             count = len(self._lines)
-            workers = "The retrieval worker does" if count == 1 else f"The {count} retrieval workers do"
+            serve = self._serves
+            workers = f"The retrieval worker{serve} does" if count == 1 else f"The {count} retrieval workers{serve} do"
             raise lost(workers, self._timeout, next(iter(self._gone.values())))
         return usable
 

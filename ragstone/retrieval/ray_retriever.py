@@ -118,7 +118,8 @@ class InRayWorkers:
         return held
 
     def _crew(self, run: str, part: int) -> Crew:
-        return Crew(self._names(run, part), self._board_name(run, part), self.timeout)
+        serves = f" for part {part + 1} of {self.parts}" if self.parts > 1 else ""
+        return Crew(self._names(run, part), self._board_name(run, part), self.timeout, serves)
 
     @property
     def _needs_board(self) -> bool:
@@ -191,15 +192,16 @@ class RayRetriever:
 
     def _sent(self, ids: IntArray, found: Sequence[IntArray]) -> Retrieved:
         """The passages of `ids` [B, N], of which each part found some, from the workers."""
-        # Each part fetches the passages that it has; the others' places stay empty.
-        parts = [np.where(np.isin(ids, part), ids, -1) for part in found]
-        requests = [Request("fetch", self._version, ids.shape[1], part.tobytes()) for part in parts]
+        # Of each part that has any of them, as questions with one passage each.
+        places = [np.nonzero(np.isin(ids, part) & (ids >= 0)) for part in found]
+        asked = [(crew, place) for crew, place in zip(self._crews, places, strict=True) if len(place[0])]
+        requests = [Request("fetch", self._version, 1, ids[place].tobytes()) for _, place in asked]
         merged = self._empty(ids)
-        for answer, part in zip(call_each(self._crews, requests), parts, strict=True):
+        for answer, (_, place) in zip(call_each([crew for crew, _ in asked], requests), asked, strict=True):
             fetched = _passages(answer)
-            for row, column in np.argwhere(part >= 0):
-                merged.vectors[row, column] = fetched.vectors[row, column]
-                merged.passages[row][column] = fetched.passages[row][column]
+            merged.vectors[place] = fetched.vectors[:, 0]
+            for row, column, (passage,) in zip(*place, fetched.passages, strict=True):
+                merged.passages[row][column] = passage
         return merged
 
     def close(self) -> None:

@@ -174,6 +174,33 @@ def test_what_is_left_when_a_build_fails(
     assert told == ([] if error is InputError else [hint])
 
 
+def test_a_part_that_lacks_passages_is_made_anew(
+    tmp_path: Path, opened: Callable[..., Parts], encoder: TextEncoder
+) -> None:
+    parts = opened()
+    first, second = parts.unfinished()
+    finish(first, encoder)
+    second.finish(embed_groups(iter([next(second.groups(1))]), encoder, batch_size=2), encoder.dimension)
+    with pytest.raises(InputError, match=r"embedded-00001.arrow had 1 passages instead of 2, and was removed; give"):
+        parts.make_store(tmp_path / "store", encoder.dimension)
+    assert not (tmp_path / "store").exists()
+    (again,) = opened().unfinished()
+    finish(again, encoder)
+    parts.make_store(tmp_path / "store", encoder.dimension)
+    assert len(PassageStore(tmp_path / "store")) == len(DOCUMENTS)
+
+
+def test_passages_are_written_anew_while_they_are_read(opened: Callable[..., Parts]) -> None:
+    """As by a worker of an earlier start, which has not ended yet."""
+    (part, _) = opened().unfinished()
+    reads = part.groups(1)
+    texts = [next(reads)[0].text]
+    opened()
+    texts += [group[0].text for group in reads]
+    assert texts == [text for _, text in DOCUMENTS[:4]]
+    assert not list(part.folder.glob("*.new"))
+
+
 def test_two_processes_at_the_same_part(opened: Callable[..., Parts], encoder: TextEncoder) -> None:
     part = opened().unfinished()[0]
     embedded = list(embed_groups(part.groups(3), encoder, batch_size=2))

@@ -64,7 +64,7 @@ def test_contexts_leave_room_for_the_longest_answer(encoder: Any, source_folder:
         model: Any = open_model(ModelRequest(name, passages_path=source, **answers))
         assert model.options.context.max_length == length
     request = ModelRequest(name, passages_path=source, max_combined_length=40, longest_answer=30)
-    with pytest.raises(InputError, match="max_combined_length is 40, .* positions for 34 tokens, beside answers of 30"):
+    with pytest.raises(InputError, match=r"max_combined_length is 40, .* for 34 tokens, beside answers of 30"):
         open_model(request)
 
 

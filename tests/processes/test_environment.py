@@ -8,6 +8,7 @@ from ragstone.errors import InputError
 from ragstone.processes.environment import ACCELERATE, Place, place, refuse_other_training
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,10 @@ def test_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LOCAL_RANK", "one", "WORLD_SIZE is 4, but LOCAL_RANK is 'one'"),
         ("RANK", "4", "contradicts itself: RANK 4, WORLD_SIZE 4"),
         ("LOCAL_WORLD_SIZE", "5", "contradicts itself"),
+        ("MASTER_ADDR", None, "WORLD_SIZE is 4, but MASTER_ADDR is '' and MASTER_PORT '29500'"),
+        ("MASTER_PORT", None, "MASTER_ADDR is '127.0.0.1' and MASTER_PORT '':"),
+        ("MASTER_PORT", "http", "and MASTER_PORT 'http':"),
+        ("MASTER_PORT", "65536", "and MASTER_PORT '65536':"),
     ],
 )
 def test_a_senseless_environment(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, message: str) -> None:

@@ -16,12 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ragstone.errors import InputError
+from ragstone.errors import LOST, InputError
 from ragstone.processes.ray_cluster import RayCluster, refuse_without_ray
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -97,14 +98,21 @@ def test_where_none_runs_a_local_one_is_started_and_ends(environment: dict[str, 
 @pytest.fixture(scope="module")
 def head(environment: dict[str, str]) -> Iterator[str]:
     """Address of a cluster that asks for a token."""
+    with started_head(environment) as (address, process):
+        yield address
+        process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def started_head(environment: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A cluster's head, by its address and the process whose SIGTERM ends it, which is waited for."""
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=1"]
     options = [f"--port={free_port()}", "--include-dashboard=false"]
     with subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = "".join(itertools.takewhile(lambda line: "will now block" not in line, process.stdout))
         (address,) = re.findall(r"ray start --address='([0-9.:]+)'", told)
-        yield address
-        process.send_signal(signal.SIGTERM)
+        yield address, process
         process.communicate(timeout=60)
 
 
@@ -116,6 +124,34 @@ def test_a_running_cluster_is_joined_and_left_running(environment: dict[str, str
     told, _ = connect(environment)
     assert told == expected
     assert listens(head)
+
+
+WORK = """
+import sys, time
+from ragstone.processes import ray_head
+from ragstone.processes.ray_cluster import RayCluster
+ray_head.PATIENCE = 2.0
+cluster = RayCluster(sys.argv[1])
+print("connected", flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_head_that_is_gone_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    """Ray's core would end the process a minute later, without a word."""
+    own = {**environment, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-", dir="/tmp")}
+    with started_head(own) as (address, process):
+        command = [sys.executable, "-c", WORK, address]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env=own, **pipes) as worker:
+            assert worker.stdout is not None and worker.stderr is not None
+            assert worker.stdout.readline() == "connected\n"
+            process.send_signal(signal.SIGTERM)
+            said = worker.stderr.read()
+            assert worker.wait(timeout=60) == LOST
+    assert said.startswith(f"ragstone: The head of the Ray cluster at {address} has said nothing for 2 s (")
+    assert said.endswith("); start it again, and then the same command.\n")
+    shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -49,6 +52,29 @@ def test_all_refuse(messages: dict[int, str], ranks: list[int]) -> None:
 def test_one_refuses(rank: int) -> None:
     """It waits for the others in vain, and has spoken."""
     assert spoken({rank: "no file"}, 2, 0.5) == [rank]
+
+
+STOPPED = f"""
+import sys
+from torch.distributed import TCPStore
+from ragstone.processes.environment import Place
+from ragstone.processes.refusal import say_among
+store = TCPStore({LOOPBACK!r}, 0, is_master=True, wait_for_workers=False)
+print("waits", flush=True)
+say_among("no file", lambda: print("no file", flush=True), Place(1, 2, 1, 2), store, 60)
+print("goes on", flush=True)
+"""
+
+
+def test_who_is_stopped_meanwhile_speaks() -> None:
+    """As by torchrun, when another has ended otherwise."""
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        # The first one's message is waited for by then.
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "no file\ngoes on\n"
 
 
 def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:

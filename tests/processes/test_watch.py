@@ -25,6 +25,8 @@ from ragstone.processes.watch import INTERVAL, PATIENCE, Beat, Watch, missing_ra
         ([Beat(3, 5), None], [Beat(7, 5), None], [1]),
         # All beat: who has come less far hangs somewhere else.
         ([Beat(3, 5), Beat(3, 4), Beat(2, 5)], [Beat(7, 5), Beat(7, 4), Beat(6, 5)], [1]),
+        # The first waits for the third's questions, the second for its own passages.
+        ([Beat(3, 5), Beat(3, 6), Beat(2, 4)], [Beat(7, 5), Beat(7, 6), Beat(6, 4)], [2]),
         ([Beat(3, 5), Beat(3, 5)], [Beat(7, 6), Beat(7, 6)], []),
     ],
 )
@@ -51,7 +53,7 @@ def test_who_is_through_is_not_taken_for_stopped() -> None:
     ended: list[list[int] | None] = []
     with closing(watches[0]), closing(Guard(watches[0], 2 * INTERVAL, ended.append)):
         with closing(watches[1]):
-            Guard(watches[1], 60.0, ended.append).close()
+            watches[1].leave()
         time.sleep(4 * INTERVAL)
         assert ended == []
         watches[2].close()

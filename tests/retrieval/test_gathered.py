@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, LostError
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.model.open import ModelRequest, refuse_unsearchable
 from ragstone.processes.group import ProcessGroup, joined
@@ -59,6 +60,19 @@ def ask_all(folder: str) -> Any:
         ]
         retriever.close()
         return processes.gather([dataclasses.asdict(info), found])
+
+
+def hang(task: tuple[str, int]) -> None:
+    """What each process does: some retrievals, and then one hangs."""
+    folder, hanging = task
+    with joined(torch.device("cpu"), 4) as processes:
+        assert isinstance(processes, ProcessGroup)
+        info, retriever = InFirstProcess(processes).open(SourceLocation(folder))
+        for case in range(3):
+            retriever.retrieve(asked(info.dimension, case, processes.place.rank), 2)
+        if processes.place.rank == hanging:
+            time.sleep(60)
+        retriever.retrieve(asked(info.dimension, 0, processes.place.rank), 2)
 
 
 def open_nothing(folder: str) -> None:
@@ -112,6 +126,15 @@ def test_every_rank_gets_what_it_would_find_itself(source_folder: Path) -> None:
         for case, (_, n_docs) in enumerate(CASES):
             expected = as_plain(alone.retrieve(asked(source.dimension, case, rank), n_docs[rank]))
             assert found[case] == expected, (rank, case)
+
+
+@pytest.mark.parametrize("hanging", [0, 2])
+def test_who_hangs_between_retrievals_is_named(source_folder: Path, hanging: int) -> None:
+    """And nobody else, though those that wait have come to different exchanges."""
+    with pytest.raises(
+        LostError, match=rf"^Rank \d waited in vain \(time-out 4 s\): rank {hanging} is gone or stopped"
+    ):
+        launch(hang, (str(source_folder), hanging), 3)
 
 
 @pytest.mark.slow
