@@ -19,7 +19,17 @@ from benchmarks.compare_once import Task
 from benchmarks.compare_record import Record
 from benchmarks.compare_sides import BEAMS, MAX_LENGTH, SIDES, Ragstone, Reference, Setup
 from benchmarks.compare_turns import Variant, take_turns
-from benchmarks.compare_works import ANSWERED, OPEN, WORKS, Inputs, Operations, Work, candidates, context_lengths
+from benchmarks.compare_works import (
+    ANSWERED,
+    OPEN,
+    WORKS,
+    Inputs,
+    Operations,
+    Work,
+    candidates,
+    context_lengths,
+    unlike_answers,
+)
 from benchmarks.fresh import run_fresh
 from benchmarks.machine import commit, multiply_rate, processor
 from benchmarks.synthetic_source import SyntheticSource
@@ -113,7 +123,7 @@ class Bench:
         records = []
         for choice in choices:
             variants: list[Variant] = [(side, choice[side]) for side in SIDES]
-            agreement = _agreement(name, work, [results[variant] for variant in variants], choice)
+            agreement = self._agreement(name, untouched, [results[variant] for variant in variants], choice)
             for variant in variants:
                 if variant not in peaks:
                     peaks[variant] = self._fresh(name, variant)[1]
@@ -218,6 +228,18 @@ class Bench:
         write_lines(inputs.expected, answers)
         return inputs
 
+    def _agreement(
+        self, name: str, untouched: Ragstone, results: Sequence[Any], choice: Mapping[str, Precision]
+    ) -> str:
+        work, (theirs, ours), exact = WORKS[name], results, set(choice.values()) == {"fp32"}
+        agreement = work.equal(theirs, ours, exact)
+        if agreement is not None and exact and work.likeliest:
+            unlike = unlike_answers(untouched, self._inputs.questions, theirs, ours)
+            agreement = None if unlike is None else agreement + unlike
+        if agreement is None:
+            raise InputError(f"{name} gives {str(theirs)[:200]} in the reference but {str(ours)[:200]} in Ragstone.")
+        return agreement
+
     def _time_fresh(
         self, name: str, precisions: Sequence[Precision], repeats: int, peaks: dict[Variant, float]
     ) -> tuple[dict[Variant, list[float]], dict[Variant, Any]]:
@@ -279,11 +301,3 @@ def parts(work: Work, side: Ragstone, inputs: Inputs, precision: Precision) -> d
             side.timeline.start()
             work.do(side, inputs)
     return side.timeline.seconds
-
-
-def _agreement(name: str, work: Work, results: Sequence[Any], choice: Mapping[str, Precision]) -> str:
-    theirs, ours = results
-    agreement = work.equal(theirs, ours, set(choice.values()) == {"fp32"})
-    if agreement is None:
-        raise InputError(f"{name} gives {str(theirs)[:200]} in the reference but {str(ours)[:200]} in Ragstone.")
-    return agreement

@@ -152,6 +152,11 @@ class Ragstone:
         self.timeline.mark("search and bookkeeping")
         return found
 
+    @torch.no_grad()
+    def log_likelihood(self, question: str, answer: str) -> float:
+        """log p(answer|question), the end of the answer included."""
+        return -float(self.model([question], [answer]).nll)
+
     def contexts(self, questions: Sequence[str], vectors: np.ndarray, again: bool) -> torch.Tensor:
         model: Any = self.model
         found = model.finder.retriever.retrieve(vectors, model.n_docs)

@@ -24,6 +24,8 @@ TRAINED = 8
 SETTLING = 12
 """Steps that a run has made before one is timed: until then, the first takings of memory are felt."""
 ANSWERED = 32
+CLOSE = 1e-5
+"""Of a log-likelihood: what rounding may change."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Work:
     """Done in fp32 only: nothing in it would be faster in another precision."""
     fresh: bool = False
     """Timed in a fresh process, which opens the model, too."""
+    likeliest: bool = False
+    """Both sides look for the likeliest answers: in fp32, one that differs must be at least as likely."""
     operations: Callable[[Ragstone, Inputs], Operations] | None = None
     """The floating-point operations that it needs."""
 
@@ -74,9 +78,21 @@ def _same_number(theirs: float, ours: float, exact: bool) -> str | None:
 
 
 def _same_answers(theirs: Sequence[str], ours: Sequence[str], exact: bool) -> str | None:
-    """In fp32 all but those whose scores are too close for rounding, one in thirty at most."""
+    """In fp32 all but one in thirty; see also Work.likeliest."""
     alike = sum(a == b for a, b in zip(theirs, ours, strict=True))
     return f"{alike} of {len(ours)} answers alike" if alike >= (29 / 30 if exact else 0.8) * len(ours) else None
+
+
+def unlike_answers(side: Ragstone, questions: Sequence[str], theirs: Sequence[str], ours: Sequence[str]) -> str | None:
+    """What is to be said of answers that differ, empty where none does; None where one of ours is less likely."""
+    said = ""
+    for question, reference, answer in zip(questions, theirs, ours, strict=False):
+        if reference != answer:
+            there, here = (side.log_likelihood(question, text) for text in (reference, answer))
+            if here < there - CLOSE * abs(there):
+                return None
+            said += f"; {answer!r} for {reference!r}, log-likelihoods {here:.4f} and {there:.4f}"
+    return said
 
 
 def _same_passages(theirs: Any, ours: Any, exact: bool) -> str | None:
@@ -210,6 +226,7 @@ WORKS = {
         _same_answers,
         repeats=2,
         warms_up=_answer_two,
+        likeliest=True,
         operations=_thorough_operations,
     ),
     "generate_token": Work(
@@ -248,6 +265,7 @@ WORKS = {
         _same_answers,
         repeats=1,
         fresh=True,
+        likeliest=True,
         operations=_evaluation_operations,
     ),
 }

@@ -26,7 +26,7 @@ from benchmarks.checkpoint import SIZES, VOCABULARY, Workplace
 from benchmarks.compare_bench import parts
 from benchmarks.compare_record import Record as CompareRecord
 from benchmarks.compare_sides import Ragstone, Setup
-from benchmarks.compare_works import Inputs, Work
+from benchmarks.compare_works import Inputs, Work, unlike_answers
 from benchmarks.fresh import run_fresh
 from benchmarks.growth import Point
 from benchmarks.machine import multiply_rate
@@ -209,6 +209,20 @@ def test_the_parts_of_a_work_are_those_of_a_run_that_is_warmed_up(tmp_path: Path
     runs = iter(["warms up", "counts"])
     work = Work("says which run it is", lambda side, _: side.timeline.mark(next(runs)), lambda *_: None)
     assert list(parts(work, Ragstone(setup), inputs, "fp32")) == ["counts"]
+
+
+def test_an_answer_that_differs_must_be_as_likely() -> None:
+    class Weighs(Ragstone):
+        def log_likelihood(self, question: str, answer: str) -> float:
+            return {"likely": -1.0, "as likely": -1.000001, "unlikely": -2.0}[answer]
+
+    side = Weighs(Setup(*["none of these is opened"] * 4))
+    answers = ["likely", "as likely", "likely"]
+    assert unlike_answers(side, "abc", answers, answers) == ""
+    said = "; 'likely' for 'unlikely', log-likelihoods -1.0000 and -2.0000"
+    assert unlike_answers(side, "abc", ["likely", "as likely", "unlikely"], answers) == said
+    assert unlike_answers(side, "abc", ["likely"] * 3, ["likely", "as likely", "unlikely"]) is None
+    assert unlike_answers(side, "abc", ["likely"] * 3, ["likely", "as likely", "likely"]) is not None
 
 
 def test_a_fresh_process_tells_its_peak() -> None:
