@@ -197,7 +197,8 @@ class Line:
         patience = min(HUNG, self._timeout / 4)
         if patience > left or ray.wait([asked.reference], timeout=patience)[0]:
             return
-        print(f"{self._name} has not answered Ray for {patience:g} s; it is started anew.", file=sys.stderr)
+        # In one piece: another thread may say the same.
+        sys.stderr.write(f"{self._name} has not answered Ray for {patience:g} s; it is started anew.\n")
         # Where the cluster's head cannot be reached, killing waits for it, maybe beyond the time-out.
         threading.Thread(target=_restart, args=(self._actor,), name="restart", daemon=True).start()
 

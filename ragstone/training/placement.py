@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -103,10 +104,13 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
         use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
         # Who searches by words too opens the source in each process: without GPUs of their own, all on the first one.
         copies_on_gpu = (1 if gpus else here) if method.by_words else int(place.is_first)
+        # Ray counts GPUs from the first on, as the processes that train do.
+        on_gpus = retrieval.workers * retrieval.parts if retrieval.backend == "ray" else 1
         sizes = _IndexSizes(
             file=index_path.stat().st_size if index_path is not None and index_path.is_file() else None,
             held=_held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1),
             on_gpu=_vectors_on_gpu(passages, retrieval) * copies_on_gpu,
+            on_gpus=on_gpus,
         )
     starts = place.size == 1 and here > 1
     numbers = [] if not gpus else list(range(here)) if starts else [place.local_rank]
@@ -237,7 +241,9 @@ class _IndexSizes:
     held: int = 0
     """Of vectors that are read into memory."""
     on_gpu: int = 0
-    """Of vectors that are put on the GPU of this process."""
+    """Of vectors that are put on a GPU."""
+    on_gpus: int = 1
+    """How many GPUs have so many, the first ones of this host where they are here."""
 
 
 @dataclass(frozen=True)
@@ -287,16 +293,19 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
                 f"fewer processes, {adapters}a smaller model or a larger machine."
             )
         left -= 0 if gpus.numbers else total
-    if index.on_gpu:
+    if index.on_gpu and wishes.retrieval is not None:
         beside = (needed or 0) if gpus.numbers else 0
-        free = gpus.free[0]
-        if index.on_gpu + beside > free:
+        # Those of a Ray cluster may be on other hosts, and a local one without GPUs is refused when it has started.
+        looks = wishes.retrieval.on_this_host and torch.cuda.is_available()
+        free = min(gpus.free[: index.on_gpus]) if looks else None
+        if free is not None and index.on_gpu + beside > free:
             others = f" beside the model's {_size(beside)}" if beside else ""
             raise InputError(
                 f"--index_device cuda: the vectors take {_size(index.on_gpu)}{others}, and the GPU has {_size(free)} "
                 "free; leave it out, or divide them among Ray workers with --index_shards."
             )
-        parts.append(f"vectors {_size(index.on_gpu)} on the GPU")
+        whose = " of each Ray worker" if wishes.retrieval.backend == "ray" else ""
+        parts.append(f"vectors {_size(index.on_gpu)} on the GPU{whose}")
     if index.file is not None:
         parts.append(f"index {_size(index.file)}")
     if index.held:
@@ -319,11 +328,11 @@ def _held_vectors(passages: Path | None, index: Path | None, retrieval: Retrieva
 
 
 def _vectors_on_gpu(passages: Path | None, retrieval: RetrievalSettings) -> int:
-    """Bytes that exact search takes of a process's GPU, if the source is on this host; 0 where Ray workers search."""
-    if retrieval.device != "cuda" or retrieval.backend == "ray" or passages is None or not passages.is_dir():
+    """Bytes that exact search of a part of the source takes of a GPU, if the source is on this host."""
+    if retrieval.device != "cuda" or passages is None or not passages.is_dir():
         return 0
     store = open_store(passages_folder(passages))
-    return bytes_on_device(len(store), store.dimension)
+    return bytes_on_device(math.ceil(len(store) / retrieval.parts), store.dimension)
 
 
 def _size(size: int) -> str:

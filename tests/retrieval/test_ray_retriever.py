@@ -35,7 +35,7 @@ from ragstone.retrieval.connection import WATCHED, Address
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
-from ragstone.retrieval.ray_crew import NAMESPACE, Board, Crew, SharedBoard, call_each, let_all
+from ragstone.retrieval.ray_crew import NAMESPACE, Board, BoardLine, Crew, SharedBoard, call_each, let_all
 from ragstone.retrieval.ray_line import Call, unreached
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
@@ -370,6 +370,16 @@ def test_workers_that_are_gone_for_good(cluster: RayCluster, large_source: Path,
     retriever.close()
 
 
+def test_the_part_whose_workers_are_gone_is_named(cluster: RayCluster, large_source: Path) -> None:
+    retriever = open_workers(large_source, parts=2)
+    ray.kill(retriever._crews[1]._lines[0]._actor, no_restart=True)
+    with pytest.raises(LostError, match="^The retrieval worker for part 2 of 2 does not answer any more"):
+        # Ray kills it in a moment, not at once.
+        for _ in range(1000):
+            retriever.retrieve(queries(2), 3)
+    retriever.close()
+
+
 def test_no_source_is_said_as_in_this_process(cluster: RayCluster, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^There is no knowledge source {tmp_path / 'nowhere'}; make one"):
         open_workers(tmp_path / "nowhere")
@@ -514,6 +524,28 @@ def test_workers_do_without_torch() -> None:
     """Each is a process of its own: what it imports, it holds in memory once more. Exact search alone needs torch."""
     check = "import sys, ragstone.retrieval.ray_worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_board_that_hangs_is_started_anew(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And knows nothing of what the workers had to do, until they have done it."""
+    monkeypatch.setattr(ray_line, "PATIENCE", 0.5)
+    monkeypatch.setattr(ray_line, "HUNG", 1.0)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    board: Any = ray.remote(SharedBoard).options(**options).remote(2)
+    with closing(BoardLine(board, TIMEOUT)) as line:
+        assert [line.take([0, 1]) for _ in range(3)] == [0, 1, 0]
+        line.release(0)
+        hung = ray.get(board.__ray_call__.remote(lambda _: os.getpid()))
+        stop(hung)
+        assert line.take([0, 1]) == 0
+        assert ray.get(board.__ray_call__.remote(lambda _: os.getpid())) != hung
+        for _ in range(2):
+            line.release(0)
+        assert line.take([0, 1]) == 1
+    assert "divides the work among retrieval workers has not answered Ray for 1 s; it" in capfd.readouterr().err
+    ray.kill(board)
 
 
 def test_processes_that_ask_the_same_workers_share_a_board(

@@ -220,6 +220,27 @@ def test_a_gpu_must_hold_the_vectors_beside_the_model(
             plan(cuda, **more)
 
 
+def test_a_gpu_must_hold_the_vectors_of_a_local_ray_worker(
+    wishes: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers take the GPUs from the first on, where the processes train that start them."""
+    vectors, weights = bytes_on_device(3, 16), footprint(checkpoint_folder, WeightUse(trains=True), processes=1)
+    assert weights is not None
+    local, elsewhere = (
+        {**wishes, "retrieval": RetrievalSettings("ray", address, parts=2, device="cuda"), "gpus": 1}
+        for address in ("local", "10.0.0.1:6379")
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    free = vectors + weights
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    assert "on the GPU of each Ray worker" in plan(local).lines[2]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - 1, free))
+    with pytest.raises(InputError, match=r"^--index_device cuda: the vectors take 0\.0 MiB beside the model"):
+        plan(local)
+    assert "on the GPU of each Ray worker" in plan(elsewhere).lines[2]
+
+
 @pytest.mark.parametrize(
     ("gpus", "where", "line", "starts", "looked_at"),
     [
