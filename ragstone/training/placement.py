@@ -297,8 +297,7 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
         beside = (needed or 0) if gpus.numbers else 0
         # Those of a Ray cluster may be on other hosts, and a local one without GPUs is refused when it has started.
         looks = wishes.retrieval.on_this_host and torch.cuda.is_available()
-        free = min(gpus.free[: index.on_gpus]) if looks else None
-        if free is not None and index.on_gpu + beside > free:
+        if looks and index.on_gpu + beside > (free := min(gpus.free[: index.on_gpus])):
             others = f" beside the model's {_size(beside)}" if beside else ""
             raise InputError(
                 f"--index_device cuda: the vectors take {_size(index.on_gpu)}{others}, and the GPU has {_size(free)} "

@@ -373,7 +373,7 @@ def test_workers_that_are_gone_for_good(cluster: RayCluster, large_source: Path,
 def test_the_part_whose_workers_are_gone_is_named(cluster: RayCluster, large_source: Path) -> None:
     retriever = open_workers(large_source, parts=2)
     ray.kill(retriever._crews[1]._lines[0]._actor, no_restart=True)
-    with pytest.raises(LostError, match="^The retrieval worker for part 2 of 2 does not answer any more"):
+    with pytest.raises(LostError, match=r"^The retrieval worker for part 2 of 2 does not answer any more"):
         # Ray kills it in a moment, not at once.
         for _ in range(1000):
             retriever.retrieve(queries(2), 3)
