@@ -40,11 +40,14 @@ class HeadWatch:
         self._thread.join()
 
     def _look_on(self) -> None:
-        heard = time.monotonic()
+        # From the first look in vain: before it, this process itself may have been stopped for long.
+        since: float | None = None
         while not self._closed.wait(min(PAUSE, self._patience / 4)):
             reason = self._silence()
             if reason is None:
-                heard = time.monotonic()
-            elif time.monotonic() - heard >= self._patience:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since >= self._patience:
                 self._end(reason)
                 return

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -190,14 +191,15 @@ def test_a_part_that_lacks_passages_is_made_anew(
     assert len(PassageStore(tmp_path / "store")) == len(DOCUMENTS)
 
 
-def test_passages_are_written_anew_while_they_are_read(opened: Callable[..., Parts]) -> None:
-    """As by a worker of an earlier start, which has not ended yet."""
-    (part, _) = opened().unfinished()
-    reads = part.groups(1)
-    texts = [next(reads)[0].text]
-    opened()
-    texts += [group[0].text for group in reads]
-    assert texts == [text for _, text in DOCUMENTS[:4]]
+def test_passages_that_are_written_anew_are_another_file(opened: Callable[..., Parts], encoder: TextEncoder) -> None:
+    """A worker of an earlier start, which has not ended yet, may be reading the one that is there."""
+    done, part = opened().unfinished()
+    finish(done, encoder)
+    path = part.folder / "passages-00001.arrow"
+    with path.open("rb") as reading:
+        opened()
+        assert not os.path.samestat(os.fstat(reading.fileno()), path.stat())
+    assert [p.text for group in part.groups(1) for p in group] == [text for _, text in DOCUMENTS[4:]]
     assert not list(part.folder.glob("*.new"))
 
 

@@ -137,7 +137,7 @@ time.sleep(120)
 """
 
 
-def test_a_head_that_is_gone_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_head_that_is_gone_is_named(environment: dict[str, str]) -> None:
     """Ray's core would end the process a minute later, without a word."""
     own = {**environment, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-", dir="/tmp")}
     with started_head(own) as (address, process):
