@@ -14,14 +14,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import multiprocessing
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,16 +25,15 @@ import numpy as np
 from benchmarks.checkpoint import SIZES, Workplace
 from benchmarks.compare import choose_device
 from benchmarks.compare_sides import SIDES, Reference, Setup
-from benchmarks.growth_corpus import StandIn, hnsw_source, ivfpq_index, reference_retriever
+from benchmarks.growth_corpus import hnsw_source, ivfpq_index
+from benchmarks.growth_turns import Answering, Kind, Retrieving, take_turns
 from benchmarks.machine import commit, processor
 from benchmarks.synthetic_source import SyntheticSource
 from ragstone.data.examples import read_examples, texts_of
 from ragstone.errors import InputError
-from ragstone.index.vector_index import VectorIndex
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.model.rag import RagType
 from ragstone.output import write_text
-from ragstone.retrieval.local import LocalRetriever
 from ragstone.settings import parse_settings
 
 PROGRAM = "python -m benchmarks.growth"
@@ -47,7 +41,6 @@ AXES = ("passages", "corpus", "target")
 ASKED = 32
 N_DOCS = 5
 DIMENSION = 384
-Kind = Literal["train", "generate"]
 TYPES: dict[Kind, RagType] = {"train": "rag_sequence", "generate": "rag_token"}
 
 
@@ -169,23 +162,18 @@ def _target(settings: Settings) -> Iterator[tuple[int, str, str, float]]:
 
 def _corpus(settings: Settings) -> Iterator[tuple[int, str, str, float]]:
     sizes = sorted(map(int, settings.corpus.split(",")))
-    repeats = 10 * settings.repeats
     for size in sizes:
         written = size <= settings.largest
         source = SyntheticSource(settings.work_dir / "synthetic", min(size, settings.largest), DIMENSION)
         source.write_passages()
-        questions = source.questions()[:ASKED]
         indexes = {"hnsw": hnsw_source(source)} if written else {}
         indexes["ivfpq"] = ivfpq_index(source, size)
         for curve, index in indexes.items():
-            opened = KnowledgeSource(source.passages_path, index) if written else None
-            ours: Any = LocalRetriever(opened) if opened else StandIn(VectorIndex.open(index), source.passages_path)
-            sides = {"ragstone": ours}
-            if written:
-                sides["reference"] = reference_retriever(source, index)
-            work = {name: partial(each.retrieve, questions, N_DOCS) for name, each in sides.items()}
-            for side, seconds in _in_turn(work, repeats):
-                yield size, curve, side, seconds / len(questions)
+            work = Retrieving(source, index, written, ASKED, N_DOCS)
+            # Retrieval is short.
+            repeats = 10 * settings.repeats
+            for side, taken in take_turns(work, list(SIDES) if written else ["ragstone"], repeats).items():
+                yield size, curve, side, taken.seconds / ASKED
 
 
 def _both(
@@ -200,50 +188,14 @@ def _both(
     info = KnowledgeSource(folder).info()
     options: dict[str, Any] = {"n_docs": N_DOCS, **changes}
     setup = Setup(str(checkpoint), info.passages_path, str(info.index_path), "", TYPES[kind], **options)
-    asked, length = Reference(setup).spelled(questions), changes.get("target_length")
-    found = {}
-    for side in SIDES:
-        # Each in a process of its own, as in compare: what one sets in its process would be felt by the other.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            work = (setup, side, kind, asked, answers, length, settings.repeats)
-            found[side] = process.submit(_timed, *work).result()
-    losses = [loss for _, loss in found.values()]
+    asked = Reference(setup).spelled(questions)
+    work = Answering(setup, kind, asked, answers, changes.get("target_length"))
+    taken = take_turns(work, list(SIDES), settings.repeats)
+    losses = [each.loss for each in taken.values()]
     if abs(losses[0] - losses[1]) > 1e-4 * abs(losses[0]):
         raise InputError(f"The loss with {changes} is {losses[0]} in the reference but {losses[1]} in Ragstone.")
-    for side, (seconds, _) in found.items():
-        yield side, seconds / len(asked)
-
-
-def _timed(
-    setup: Setup, side: str, kind: Kind, asked: list[str], answers: list[str], length: int | None, repeats: int
-) -> tuple[float, float]:
-    """The median seconds of a side's work, after a first run that does not count; and a step's first loss, else 0."""
-    does = SIDES[side](setup)
-    with does.settings():
-        if kind == "train":
-            loss = does.step(asked, answers)
-            return _median(partial(does.step, asked, answers), repeats), loss
-        does.answers(asked, length)
-        return _median(partial(does.answers, asked, length), repeats), 0.0
-
-
-def _median(do: Callable[[], Any], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        do()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def _in_turn(work: Mapping[str, Callable[[], Any]], repeats: int) -> Iterator[tuple[str, float]]:
-    """Median seconds of each, after a first run that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(1 + repeats):
-        for name, do in work.items():
-            seconds[name].append(_median(do, 1))
-    for name, taken in seconds.items():
-        yield name, statistics.median(taken[1:])
+    for side, each in taken.items():
+        yield side, each.seconds / len(asked)
 
 
 def _made(settings: Settings) -> tuple[Path, Path]:

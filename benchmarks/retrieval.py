@@ -153,7 +153,6 @@ def _write(settings: Settings, records: Sequence[Record], left_out: Sequence[str
     if settings.json is not None:
         write_text(settings.json, json.dumps([dataclasses.asdict(each) for each in records], indent=2) + "\n")
     if settings.results is not None and records:
-        settings.results.parent.mkdir(parents=True, exist_ok=True)
         write_text(settings.results, page(records, left_out, line))
 
 

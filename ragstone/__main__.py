@@ -29,15 +29,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "parse-dpr": Command("parse_dpr", "ParseDprSettings", "DPR's data to an evaluation set with gold titles"),
+    "parse-dpr": Command("parse_dpr", "ParseDprSettings", "turn DPR's data into an evaluation set with gold titles"),
     "train-retriever": Command("train_retriever", "TrainRetrieverSettings", "fit a question and a passage encoder"),
     "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
     "download-knowledge": Command("download_knowledge", "DownloadKnowledgeSettings", "fetch wiki_dpr from the hub"),
     "import-knowledge": Command(
-        "import_knowledge", "ImportKnowledgeSettings", "DPR's passages and vectors to a source"
+        "import_knowledge", "ImportKnowledgeSettings", "turn DPR's passages and vectors into a knowledge source"
     ),
-    "import-legacy": Command("import_legacy", "ImportLegacySettings", "an old pickled DPR index to a source"),
-    "update-knowledge": Command("update_knowledge", "UpdateKnowledgeSettings", "add and delete documents of a source"),
+    "import-legacy": Command(
+        "import_legacy", "ImportLegacySettings", "turn an old pickled DPR index into a knowledge source"
+    ),
+    "update-knowledge": Command(
+        "update_knowledge", "UpdateKnowledgeSettings", "add documents to a knowledge source, or delete them"
+    ),
     "verify": Command("verify", "VerifySettings", "check a knowledge source or a checkpoint"),
     "new-generator": Command("new_generator", "NewGeneratorSettings", "make a small generator without pretraining"),
     "make-practice": Command("make_practice", "MakePracticeSettings", "make cloze questions from passages"),
@@ -45,8 +49,8 @@ COMMANDS = {
     "finetune": Command("finetune", "FinetuneSettings", "train question encoder and generator together"),
     "eval": Command("eval", "EvalSettings", "measure answers or retrieval"),
     "ask": Command("ask", "AskSettings", "ask questions, see answers and passages"),
-    "make-almanac": Command("make_almanac", "MakeAlmanacSettings", "invent documents with questions, to try things on"),
-    "demo": Command("demo", "DemoSettings", "the whole job on an invented almanac, in minutes"),
+    "make-almanac": Command("make_almanac", "MakeAlmanacSettings", "invent documents and questions to try things on"),
+    "demo": Command("demo", "DemoSettings", "run the whole job on an invented almanac, in minutes"),
 }
 
 

@@ -19,6 +19,11 @@ class LostError(Exception):
     """
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What a library's error says, in at most so many characters of one line, without a full stop at the end."""
+    return " ".join(str(error).split())[:most].rstrip(".")
+
+
 def refused_by_system(error: OSError) -> str | None:
     """The sentence for what the system refuses with a file (permission, no space left), which is no fault of the
     program's; None where `error` is about no file."""

@@ -147,13 +147,13 @@ def _find(spelt: str, flags: dict[str, Flag]) -> tuple[Flag, bool]:
     if spelt.startswith("--") and positive != name and positive in flags and flags[positive].kind is bool:
         return flags[positive], True
     close = difflib.get_close_matches(name, flags, n=1)
-    hint = f"did you mean --{close[0]}?" if close else "see --help for those there are."
+    hint = f"did you mean --{close[0]}?" if close else "see --help for all flags."
     raise InputError(f"There is no flag {spelt}; {hint}")
 
 
 def _negate(spelt: str, values: list[str]) -> list[str]:
     if values:
-        raise InputError(f"{spelt} takes no value, but {' '.join(values)} follows it.")
+        raise InputError(f"{spelt} takes no value, but {' '.join(values)} follows it; leave that out.")
     return ["False"]
 
 

@@ -12,7 +12,8 @@ from ragstone.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` in UTF-8 beside `path`, then put it in its place in one step."""
+    """Write `text` in UTF-8 beside `path`, then put it in its place in one step; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     try:
         new.write_text(text, encoding="utf-8")
@@ -55,7 +56,8 @@ def new_folder(folder: Path, flag: str) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         workshop = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     except OSError as error:
-        raise InputError(f"The output folder {folder} cannot be made: {error.strerror}; see {flag}.") from error
+        reason = error.strerror
+        raise InputError(f"The output folder {folder} cannot be made: {reason}; give another to {flag}.") from error
     try:
         # The workshop itself is closed to other users; what is made in it has the user's own permissions.
         new = workshop / "new"

@@ -19,7 +19,7 @@ def refuse_no_template(template: str) -> None:
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise InputError(f"--prompt_template {template!r} is no template ({error}); write {{{{ for {{.") from error
+        raise InputError(f"--prompt_template {template!r} is not a template ({error}); write {{{{ for {{.") from error
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:
         raise InputError(

@@ -49,7 +49,7 @@ def new_version(folder: Path) -> Iterator[Path]:
             yield new
             _flush(new)
             if _identity(final) != identity:
-                raise InputError(f"{folder} was moved or replaced meanwhile; it stays as it is now, start again.")
+                raise InputError(f"{folder} was moved or replaced meanwhile and stays as it is now; start again.")
             exchange(new, final)
             _flush_folder(final.parent)
         finally:

@@ -76,14 +76,19 @@ def _as_shown(settings_class: type[S], flags: dict[str, Flag]) -> type[S]:
 
 
 def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:
-    for i, argument in enumerate(arguments):
+    """The arguments without --config, and the path behind the last one."""
+    others, path, rest = [], None, list(arguments)
+    while rest:
+        argument = rest.pop(0)
         if argument == "--config":
-            if i + 1 == len(arguments):
+            if not rest:
                 raise InputError("--config needs the path of a YAML file behind it.")
-            return arguments[:i] + arguments[i + 2 :], Path(arguments[i + 1])
-        if argument.startswith("--config="):
-            return arguments[:i] + arguments[i + 1 :], Path(argument.removeprefix("--config="))
-    return arguments, None
+            path = Path(rest.pop(0))
+        elif argument.startswith("--config="):
+            path = Path(argument.removeprefix("--config="))
+        else:
+            others.append(argument)
+    return others, path
 
 
 def _read_settings_file(flags: dict[str, Flag], path: Path) -> dict[str, list[str]]:
@@ -93,9 +98,14 @@ def _read_settings_file(flags: dict[str, Flag], path: Path) -> dict[str, list[st
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The settings file {path} cannot be read ({error}).") from error
+        raise InputError(
+            f"The settings file {path} cannot be read ({error}); give --config a YAML file in UTF-8."
+        ) from error
     except yaml.YAMLError as error:
-        raise InputError(f"The settings file {path} is not YAML: {' '.join(str(error).split())}.") from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"The settings file {path} is not YAML ({reason}); write lines of the form 'name: value'."
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):

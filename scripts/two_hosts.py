@@ -3,10 +3,11 @@
     .venv/bin/python scripts/two_hosts.py
 
 Two network namespaces stand for two hosts; their only link is a cable between them. A tiny model is trained by one
-process, for comparison; then on both hosts by torchrun, and with a Ray worker on each host that searches. In both kinds
-of run the link is cut after a checkpoint: the run must end in time and say what it has lost, and go on once the link is
-back. Every run must come to the same losses. Needs root, the program ip of iproute2, and Ray. All that it makes goes
-when it ends, and the exit code is 0 only if all was as it should be.
+process, for comparison; then on both hosts by torchrun, and with Ray workers on both hosts that search. In all kinds of
+run the link is cut after a checkpoint: the run must end in time and say what it has lost, and go on once the link is
+back; or, where each Ray worker has the whole source, come to its end with the one that is left. Every run must come to
+the same losses. Needs root, the program ip of iproute2, and Ray. All that it makes goes when it ends, and the exit code
+is 0 only if all was as it should be.
 """
 
 from __future__ import annotations
@@ -169,6 +170,15 @@ def wait_for_checkpoint(output: Path, processes: Sequence[Process]) -> None:
         time.sleep(0.02)
 
 
+def cut_the_link(host: Host, processes: Sequence[Process]) -> float:
+    """Pull the cable out of `host` in the middle of a run; when that was."""
+    host.set_link("down")
+    for process in processes:
+        if not process.runs():
+            raise process.unexpected("ended before the link was cut; this machine needs more STEPS")
+    return time.monotonic()
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a process must end when the link is cut."""
@@ -196,11 +206,7 @@ def lose_the_link(host: Host, start: Start, output: Path, timeout: int, endings:
     flags = ["--distributed_timeout", str(timeout)]
     processes = start(output, flags)
     wait_for_checkpoint(output, processes)
-    host.set_link("down")
-    cut = time.monotonic()
-    for process in processes:
-        if not process.runs():
-            raise process.unexpected("ended before the link was cut; this machine needs more STEPS")
+    cut = cut_the_link(host, processes)
     for process, ending in zip(processes, endings, strict=True):
         code = process.wait(cut + timeout + SECONDS_TO_LEAVE)
         told = [(at - cut, line) for at, line in process.lines if line.startswith("ragstone finetune: ")]
@@ -220,6 +226,36 @@ def lose_the_link(host: Host, start: Start, output: Path, timeout: int, endings:
     if not steps or steps[0] <= kept:
         raise processes[0].unexpected(f"should have gone on from step {kept}")
     print(f"went on from the checkpoint of step {kept}: validated at steps {steps}", flush=True)
+
+
+def show_workers(hosts: Sequence[Host]) -> None:
+    """Print who searches on each host.
+
+    Raises:
+        UnexpectedError: not one worker on each.
+    """
+    for host in hosts:
+        workers = host.workers()
+        print(f"host {host.number} runs {', '.join(workers) or 'no worker'}", flush=True)
+        if len(workers) != 1:
+            raise UnexpectedError("It should run one retrieval worker.")
+
+
+def outlive_the_link(hosts: Sequence[Host], start: Start, output: Path) -> None:
+    """Pull the cable between hosts after a run's first checkpoint, and see the run come to its end without it."""
+    processes = start(output, [])
+    wait_for_checkpoint(output, processes)
+    show_workers(hosts)
+    cut = cut_the_link(hosts[1], processes)
+    for process in processes:
+        process.succeed()
+        lost = "of 2 cannot be reached; others are asked until it is back."
+        told = [(at - cut, line) for at, line in process.lines if line.endswith(lost)]
+        if len(told) != 1:
+            raise process.unexpected("should have said that it lost a worker")
+        at, line = told[0]
+        print(f"{at:5.1f} s after the cut: {line}\n{process.ended - cut:5.1f} s after the cut: it has come to its end")
+    hosts[1].set_link("up")
 
 
 def show_torchrun(hosts: tuple[Host, Host], expected: dict[int, float]) -> None:
@@ -248,32 +284,39 @@ def show_torchrun(hosts: tuple[Host, Host], expected: dict[int, float]) -> None:
 
 
 def show_ray(hosts: tuple[Host, Host], expected: dict[int, float]) -> None:
-    """A trainer on the first host and a Ray worker on each; without and with a cut."""
+    """A trainer on the first host and a Ray worker on each; without and with cuts."""
     head = f"{hosts[0].address}:{RAY_PORT}"
 
-    def start(output: Path, flags: Sequence[str]) -> list[Process]:
-        ray = ["--distributed_retriever", "ray", "--ray_address", head, "--num_retrieval_workers", "2"]
-        return [hosts[0].start("ragstone", *finetune(output, 4), *ray, *flags)]
+    def start_with(division: str) -> Start:
+        def start(output: Path, flags: Sequence[str]) -> list[Process]:
+            ray = ["--distributed_retriever", "ray", "--ray_address", head, division, "2"]
+            return [hosts[0].start("ragstone", *finetune(output, 4), *ray, *flags)]
+
+        return start
+
+    replicas, shards = start_with("--num_retrieval_workers"), start_with("--index_shards")
 
     print("\n== A Ray cluster of two hosts: one trains, a worker on each searches")
     roles = (["--head", "--port", str(RAY_PORT), "--include-dashboard", "false"], ["--address", head])
     for host, role in zip(hosts, roles, strict=True):
         size = ["--num-cpus", "2", "--object-store-memory", "80000000"]
         host.start("ray", "start", *role, "--node-ip-address", host.address, *size).succeed()
-    whole, output = Path("run-ray"), Path("run-ray-cut")
-    processes = start(whole, [])
+    whole = Path("run-ray")
+    processes = replicas(whole, [])
     wait_for_checkpoint(whole, processes)
-    for host in hosts:
-        workers = host.workers()
-        print(f"host {host.number} runs {', '.join(workers) or 'no worker'}", flush=True)
-        if len(workers) != 1:
-            raise UnexpectedError("It should run one retrieval worker.")
+    show_workers(hosts)
     processes[0].succeed()
     show_losses("the run with Ray workers", whole, expected)
 
-    print("\n== The same, with the link cut after the first checkpoint")
-    lose_the_link(hosts[1], start, output, RAY_TIMEOUT, [Ending("of 2 does not answer any more", 3)])
+    print("\n== The same with half of the source for each worker, and the link cut after the first checkpoint")
+    output = Path("run-ray-shards")
+    lose_the_link(hosts[1], shards, output, RAY_TIMEOUT, [Ending("of 2 does not answer any more", 3)])
     show_losses("the resumed run", output, expected)
+
+    print("\n== The whole source for each again, and the link cut after the first checkpoint")
+    output = Path("run-ray-cut")
+    outlive_the_link(hosts, replicas, output)
+    show_losses("the run that lost a worker", output, expected)
 
 
 def show(hosts: tuple[Host, Host]) -> None:

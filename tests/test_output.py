@@ -68,7 +68,7 @@ def test_another_runs_work_is_refused(tmp_path: Path, kind: str) -> None:
 def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with (
-        pytest.raises(InputError, match=r"out cannot be made: .*; see --dest"),
+        pytest.raises(InputError, match=r"out cannot be made: .*; give another to --dest"),
         new_folder(tmp_path / "file" / "out", "--dest"),
     ):
         pass
@@ -82,6 +82,8 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
         write_text(tmp_path / "file", "half \ud800")
     assert (tmp_path / "file").read_bytes() == "zwölf\n\nb\n".encode()
     assert names(tmp_path) == ["file"]
+    write_text(tmp_path / "new" / "folder" / "file", "text")
+    assert (tmp_path / "new" / "folder" / "file").read_text() == "text"
 
 
 def test_a_text_that_is_interrupted_leaves_the_old_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

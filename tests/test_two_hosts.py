@@ -25,7 +25,8 @@ HEADINGS = [
     "== torchrun on two hosts, half of each batch on each",
     "== The same, with the link cut after the first checkpoint",
     "== A Ray cluster of two hosts: one trains, a worker on each searches",
-    "== The same, with the link cut after the first checkpoint",
+    "== The same with half of the source for each worker, and the link cut after the first checkpoint",
+    "== The whole source for each again, and the link cut after the first checkpoint",
 ]
 
 
@@ -72,7 +73,7 @@ def test_they_come_to_the_same_losses_and_survive_a_cut_link(leaves_nothing: Non
     assert [line for line in lines if line.startswith("== ")] == HEADINGS
     losses = [line for line in lines if line.startswith("losses of ")]
     values = [line.split(": ")[1].split(";")[0].split()[2::3] for line in losses]
-    assert len(values) == 5
+    assert len(values) == 6
     assert all(len(row) == 5 for row in values)
     for row in values[1:]:
         assert list(map(float, row)) == pytest.approx(list(map(float, values[0])), rel=1e-4)
@@ -80,11 +81,12 @@ def test_they_come_to_the_same_losses_and_survive_a_cut_link(leaves_nothing: Non
     assert told[0].startswith("Rank 0 waited in vain (time-out 15 s): rank 1 is gone or stopped;")
     assert told[1].startswith("Rank 1 waited in vain (time-out 15 s): rank 0's host 10.77.0.1:29500 cannot be reached;")
     # Either may be the one on the second host.
-    assert re.match(r"Retrieval worker [12] of 2 does not answer any more \(time-out 30 s\):", told[2])
+    assert re.match(r"The retrieval worker for part [12] of 2 does not answer any more \(time-out 30 s\):", told[2])
     assert len(told) == 3
     assert "host 1 runs ray::RetrievalWorker" in lines
     assert "host 2 runs ray::RetrievalWorker" in lines
     assert sum(line.startswith("went on from the checkpoint of step ") for line in lines) == 2
+    assert sum(line.endswith("of 2 cannot be reached; others are asked until it is back.") for line in lines) == 1
 
 
 @pytest.mark.slow

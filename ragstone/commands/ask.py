@@ -30,7 +30,7 @@ class AskSettings:
     model_type: Literal["rag_sequence", "rag_token"] | None = None
     """Another way to marginalise than the checkpoint's."""
     passages_path: str | None = None
-    """Knowledge source; the checkpoint's own where not given."""
+    """Knowledge source; the checkpoint's own by default."""
     index_path: str | None = None
     """Index file, if it is not beside the passages."""
     index_name: str | None = None
@@ -39,23 +39,23 @@ class AskSettings:
     use_dummy_dataset: bool = False
     """Search a few passages with made-up vectors, to try the model out."""
     n_docs: int | None = None
-    """Passages per question; the checkpoint's number where not given."""
+    """Passages per question; the checkpoint's number by default."""
     retriever: RetrieverName | None = None
-    """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
+    """dense: by vectors, bm25: by words, hybrid: by both; default: the checkpoint's, or what the source has."""
     hybrid_fusion: FusionName | None = None
-    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum by default."""
     hybrid_weight: float | None = None
-    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
+    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 by default."""
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the generator's weights: half takes half the memory."""
+    """Type of the generator's weights: 16 bits take half the memory."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Keep the generator's layers in 8 or 4 bits, for less memory."""
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""
     min_length: int = 1
-    """Tokens an answer has at least."""
+    """Least number of tokens in an answer."""
     max_length: int = 50
-    """Tokens an answer has at most."""
+    """Greatest number of tokens in an answer."""
     json: bool = False
     """Print one JSON object per question, passages in full."""
 

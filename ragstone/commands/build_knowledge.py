@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,35 +37,35 @@ class BuildKnowledgeSettings:
     index: str = "hnsw"
     """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string; bm25: words alone, without an encoder."""
     bm25: bool = False
-    """Build a BM25 index beside that over the vectors, for --retriever bm25 and hybrid."""
+    """Build a BM25 index beside the one over the vectors, for --retriever bm25 and hybrid."""
     max_words: int = 100
-    """Words of a passage."""
+    """Words per passage."""
     batch_size: int = 64
-    """Passages that are embedded at once."""
+    """Passages embedded at once."""
     d: int | None = None
-    """Dimensions of the vectors; checked against the encoder where given."""
+    """Dimensions of the vectors; checked against the encoder if given."""
     m: int = 128
-    """Links of a node in an hnsw index."""
+    """Links per node in an hnsw index."""
     num_proc: int | None = None
-    """CPU threads, with --ray those of each worker; all where not given."""
+    """CPU threads (with --ray, of each worker); all by default."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware has it."""
     pooling: Literal["cls", "mean", "last"] | None = None
-    """How an encoder that does not say so itself makes a vector of its tokens."""
+    """How one vector is made from the tokens, if the encoder does not say so itself."""
     normalize: bool | None = None
-    """Scale vectors to length one; as the encoder says where not given."""
+    """Scale vectors to length one; as the encoder says by default."""
     passage_prompt: str | None = None
-    """Text put before every passage ("passage: "); as the encoder says where not given."""
+    """Text put before every passage ("passage: "); as the encoder says by default."""
     ray: bool = False
-    """Embed on all hosts of a Ray cluster, which share the folder that --output_dir is in."""
+    """Embed on all hosts of a Ray cluster, which must share the folder that --output_dir is in."""
     ray_address: str | None = None
-    """host:port of the cluster's head; the cluster that runs on this machine, or a new local one, where not given."""
+    """host:port of the cluster's head; default: the cluster that runs on this machine, or a new local one."""
     question: str | None = None
     """A question to answer at the end, with --rag_model_name."""
     rag_model_name: str | None = None
     """RAG checkpoint that answers --question."""
     torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the weights of --rag_model_name's generator: half takes half the memory; float32 where not given."""
+    """Type of the weights of --rag_model_name's generator: 16 bits take half the memory; float32 by default."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Keep the layers of --rag_model_name's generator in 8 or 4 bits, for less memory."""
 
@@ -83,7 +82,7 @@ class BuildKnowledgeSettings:
             raise InputError("--ray_address names a cluster, which only --ray embeds on; give both or neither.")
         for name in ("d", "pooling", "normalize", "ray"):
             if self.index == WORDS_ALONE and getattr(self, name):
-                raise InputError(f"--{name} is for vectors, which --index {WORDS_ALONE} makes none of; leave it out.")
+                raise InputError(f"--{name} is for vectors, and --index {WORDS_ALONE} makes none; leave it out.")
         if self.question is not None and self.rag_model_name is None:
             raise InputError("--question needs --rag_model_name, the checkpoint that is to answer it.")
         for name in ("torch_dtype", "quantization"):
@@ -111,12 +110,14 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     build = _build_on_cluster if settings.ray else _build_here
     if settings.index == WORDS_ALONE:
         build = _build_words
-    with new_folder(settings.output_dir, "--output_dir") as folder, _threads(settings.num_proc):
+    # Parts go when the source is in its place, not before.
+    with (
+        _parts_kept(settings),
+        new_folder(settings.output_dir, "--output_dir") as folder,
+        _threads(settings.num_proc),
+    ):
         manifest = build(settings, files, folder)
         save_settings(settings, folder / "settings.yaml")
-    if settings.ray:
-        # Not before the source is in its place.
-        shutil.rmtree(_parts_folder(settings), ignore_errors=True)
     try:
         return BuiltKnowledge(settings.output_dir, manifest, _answer(settings))
     except InputError as error:
@@ -162,13 +163,24 @@ def _build_words(settings: BuildKnowledgeSettings, files: list[Path], folder: Pa
 def _build_on_cluster(settings: BuildKnowledgeSettings, files: list[Path], folder: Path) -> Manifest:
     with importing():
         from ragstone.knowledge.build import build_knowledge_source
-        from ragstone.knowledge.parts import keep_finished_parts
         from ragstone.knowledge.ray_embedding import RayEmbedding
 
-    parts = _parts_folder(settings)
-    with RayCluster(settings.ray_address or AUTO), keep_finished_parts(parts):
-        embed = RayEmbedding(parts, settings.num_proc)
+    with RayCluster(settings.ray_address or AUTO):
+        embed = RayEmbedding(_parts_folder(settings), settings.num_proc)
         return build_knowledge_source(files, _encoder(settings), folder, _plan(settings), embed)
+
+
+@contextmanager
+def _parts_kept(settings: BuildKnowledgeSettings) -> Iterator[None]:
+    """What a build on a cluster has finished stays when the with-block fails."""
+    if not settings.ray:
+        yield
+        return
+    with importing():
+        from ragstone.knowledge.parts import keep_finished_parts
+
+    with keep_finished_parts(_parts_folder(settings)):
+        yield
 
 
 def _parts_folder(settings: BuildKnowledgeSettings) -> Path:
@@ -238,7 +250,10 @@ def _answer(settings: BuildKnowledgeSettings) -> Answer | None:
             quantization=settings.quantization,
         )
     )
-    return model.generate([settings.question], Decoding())[0][0]
+    try:
+        return model.generate([settings.question], Decoding())[0][0]
+    finally:
+        model.close()
 
 
 def show(result: BuiltKnowledge) -> None:

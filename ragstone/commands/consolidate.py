@@ -33,28 +33,28 @@ class ConsolidateSettings:
     passage_encoder_name_or_path: str | None = None
     """The passage encoder that belongs to the question encoder, so that a source made by another one is refused."""
     pooling: Literal["cls", "mean", "last"] | None = None
-    """How a question encoder that does not say so itself makes a vector of its tokens; cls where not given."""
+    """How one vector is made from the tokens, if the question encoder does not say so itself; cls by default."""
     question_prompt: str | None = None
-    """Text put before every question ("query: "); as the encoder says where not given."""
+    """Text put before every question ("query: "); as the encoder says by default."""
     passage_pooling: Literal["cls", "mean", "last"] | None = None
-    """--pooling that the source is built with, where the passage encoder does not say so itself."""
+    """--pooling that the source is built with, if the passage encoder does not say so itself."""
     passage_normalize: bool | None = None
     """--normalize or --no_normalize that the source is built with."""
     passage_prompt: str | None = None
     """--passage_prompt that the source is built with."""
     normalize: bool | None = None
-    """Scale question vectors to length one; as the encoder says where not given. Longer ones find the same passages,
+    """Scale question vectors to length one; as the encoder says by default. Longer ones find the same passages,
     but tell them apart more sharply: the best one weighs more in the answer."""
     prompt_template: str | None = None
     """Prompt of a decoder-only generator, with {question} and {passage}, or {title} and {text}."""
     chat: bool | None = None
-    """Put the generator's chat template around the prompt; done where it has one and no prompt is given."""
+    """Put the generator's chat template around the prompt; by default, if it has one and no prompt is given."""
     merge_lora: str | None = None
-    """Instead of two models, a checkpoint that was fine-tuned with --lora_r: its adapters go into the weights."""
+    """Instead of two models: a checkpoint fine-tuned with --lora_r, whose adapters are merged into its weights."""
     src_lang: str | None = None
-    """Language of passages and questions, for a generator of several: a code of its tokenizer (en_XX, eng_Latn)."""
+    """Language of passages and questions, for a multilingual generator: a code of its tokenizer (en_XX, eng_Latn)."""
     tgt_lang: str | None = None
-    """Language of answers."""
+    """Language of answers, for a multilingual generator."""
     allow_new_weights: bool = False
     """Accept a model some of whose weights are newly initialised."""
 

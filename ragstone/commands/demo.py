@@ -38,7 +38,7 @@ class DemoSettings:
         if self.max_steps < 2:
             raise InputError(f"--max_steps is {self.max_steps}, but must be at least 2: it validates halfway too.")
         if not 0 <= self.seed < MAX_SEED:
-            raise InputError(f"--seed is {self.seed}, but must be from 0 to below {MAX_SEED}.")
+            raise InputError(f"--seed is {self.seed}, but must be at least 0 and below {MAX_SEED}.")
 
 
 @dataclass(frozen=True)

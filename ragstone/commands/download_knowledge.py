@@ -20,7 +20,7 @@ class DownloadKnowledgeSettings:
     name: Literal["wiki_dpr"] = field(metadata={"positional": True})
     """The source; may be given without --name before it."""
     embeddings: Literal["nq", "multiset"] = "nq"
-    """Vectors of DPR's encoders trained on Natural Questions, as facebook/rag-* need them, or on several sets."""
+    """Vectors of DPR's encoders trained on Natural Questions (nq), which facebook/rag-* need, or on several sets."""
     index: Literal["exact", "compressed"] = "compressed"
     """exact finds more and is read from disk (38 GB); compressed is small (2.9 GB)."""
     accept_license: bool = False
@@ -102,7 +102,7 @@ def _say(listing: HubListing, cache: HubCache) -> None:
 
 def _ask_for_consent() -> None:
     if not sys.stdin.isatty():
-        raise InputError("The licence has not been accepted; give --accept_license if you do.")
+        raise InputError("The licence has not been accepted; give --accept_license to accept it.")
     print("Do you accept the licence, and download? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise InputError("The licence was not accepted; nothing was downloaded.")

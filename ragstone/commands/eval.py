@@ -30,7 +30,7 @@ class EvalSettings:
     evaluation_set: Path
     """Questions, one per line."""
     gold_data_path: Path
-    """What is right, a line per question: answers (e2e), or titles separated by tabs (retrieval)."""
+    """What is right, one line per question: answers (e2e), or titles separated by tabs (retrieval)."""
     model_name_or_path: str | None = None
     """Checkpoint to evaluate; without it, the predictions in --predictions_path are scored as they are."""
     model_type: Literal["rag_sequence", "rag_token", "bart", "t5"] | None = None
@@ -46,23 +46,23 @@ class EvalSettings:
     recalculate: bool = False
     """Predict anew, whatever is in --predictions_path."""
     compare: Path | None = None
-    """Other predictions for the same questions, to be tested against."""
+    """Other predictions for the same questions, to test against."""
     eval_all_checkpoints: bool = False
     """Evaluate every checkpoint folder in --model_name_or_path, each with predictions of its own."""
     k: int = 1
     """Titles that precision@k looks at."""
     n_docs: int | None = None
-    """Passages per question; the checkpoint's number where not given."""
+    """Passages per question; the checkpoint's number by default."""
     retriever: RetrieverName | None = None
-    """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
+    """dense: by vectors, bm25: by words, hybrid: by both; default: the checkpoint's, or what the source has."""
     hybrid_fusion: FusionName | None = None
-    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum by default."""
     hybrid_weight: float | None = None
-    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
+    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 by default."""
     compare_retrievers: list[RetrieverName] | None = None
-    """Retrieval: evaluate each of these, with predictions of its own, on one table."""
+    """Retrieval: evaluate each of these, with predictions of its own, in one table."""
     passages_path: str | None = None
-    """Knowledge source; the checkpoint's own where not given."""
+    """Knowledge source; the checkpoint's own by default."""
     index_path: str | None = None
     """Index file, if it is not beside the passages."""
     index_name: str | None = None
@@ -73,15 +73,15 @@ class EvalSettings:
     eval_batch_size: int = 8
     """Questions that are answered at once."""
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the generator's weights: half takes half the memory."""
+    """Type of the generator's weights: 16 bits take half the memory."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Keep the generator's layers in 8 or 4 bits, for less memory."""
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""
     min_length: int = 1
-    """Tokens an answer has at least."""
+    """Least number of tokens in an answer."""
     max_length: int = 50
-    """Tokens an answer has at most."""
+    """Greatest number of tokens in an answer."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the model; auto is bf16 where the hardware has it."""
     print_predictions: bool = False
@@ -103,7 +103,9 @@ class EvalSettings:
         if self.compare_retrievers is not None and self.model_name_or_path is None:
             raise InputError("--compare_retrievers needs --model_name_or_path, the model that retrieves.")
         if self.eval_mode == "e2e" and self.gold_answers_path is not None:
-            raise InputError("--gold_answers_path is for --eval_mode retrieval; in e2e --gold_data_path has answers.")
+            raise InputError(
+                "--gold_answers_path is for --eval_mode retrieval; leave it out: in e2e --gold_data_path has answers."
+            )
         if self.eval_mode == "retrieval" and self.model_type in CLOSED_BOOK:
             raise InputError(f"A {self.model_type} model retrieves nothing; leave out --eval_mode retrieval.")
         if self.eval_mode == "retrieval" and self.n_docs is not None and self.k > self.n_docs:
@@ -116,7 +118,7 @@ class EvalSettings:
         for name in ("evaluation_set", "gold_data_path", "gold_answers_path", "compare"):
             path = getattr(self, name)
             if path is not None and path.resolve() == self.predictions_path.resolve():
-                raise InputError(f"--predictions_path and --{name} are the same file {path}; give another one.")
+                raise InputError(f"--predictions_path and --{name} are the same file {path}; give two different ones.")
 
     def methods(self) -> list[MethodRequest]:
         """By what passages are found: one, or all that are to be compared."""
@@ -128,7 +130,9 @@ class EvalSettings:
         if twice:
             raise InputError(f"--compare_retrievers names {twice.pop()} twice; name each once.")
         if "hybrid" not in self.compare_retrievers and (self.hybrid_fusion or self.hybrid_weight is not None):
-            raise InputError("--hybrid_fusion and --hybrid_weight are for hybrid, which --compare_retrievers lacks.")
+            raise InputError(
+                "--hybrid_fusion and --hybrid_weight are for hybrid, which --compare_retrievers lacks; leave them out."
+            )
         hybrid = MethodRequest("hybrid", self.hybrid_fusion, self.hybrid_weight)
         return [hybrid if name == "hybrid" else MethodRequest(name) for name in self.compare_retrievers]
 

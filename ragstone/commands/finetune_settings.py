@@ -48,7 +48,7 @@ class FinetuneSettings:
     model_name_or_path: str
     """RAG checkpoint; for the closed-book baselines a BART or T5 generator. Folder or hub name."""
     model_type: Literal["rag_sequence", "rag_token", "bart", "t5"] | None = None
-    """What to train; as the checkpoint says where not given."""
+    """What to train; as the checkpoint says by default."""
     do_train: bool = False
     """Train. Also done when neither --do_train nor --do_predict is given."""
     do_predict: bool = False
@@ -62,44 +62,44 @@ class FinetuneSettings:
     use_dummy_dataset: bool = False
     """Search a few passages with made-up vectors, to try the model out."""
     passages_path: str | None = None
-    """Knowledge source; the checkpoint's own where not given."""
+    """Knowledge source; the checkpoint's own by default."""
     index_path: str | None = None
     """Index file, if it is not beside the passages."""
     n_docs: int | None = None
-    """Passages per question; the checkpoint's number where not given."""
+    """Passages per question; the checkpoint's number by default."""
     retriever: RetrieverName | None = None
-    """dense: by vectors, bm25: by words, hybrid: by both; the checkpoint's, or what the source has, where not given."""
+    """dense: by vectors, bm25: by words, hybrid: by both; default: the checkpoint's, or what the source has."""
     hybrid_fusion: FusionName | None = None
-    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum where not given."""
+    """How hybrid joins two rankings: sum by scores, rrf by ranks; sum by default."""
     hybrid_weight: float | None = None
-    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 where not given."""
+    """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 by default."""
     freeze_question_encoder: bool = False
     """Leave the question encoder as it is."""
     prompt_template: str | None = None
     """Prompt of a decoder-only generator, with {question} and {passage}, or {title} and {text}."""
     chat: bool | None = None
-    """Put a decoder-only generator's chat template around the prompt; as the checkpoint says where not given."""
+    """Put a decoder-only generator's chat template around the prompt; as the checkpoint says by default."""
     lora_r: int | None = None
     """Train LoRA adapters of this rank beside the generator's layers instead of its weights, and save them alone."""
     lora_alpha: int | None = None
-    """What LoRA's adapters are scaled by, divided by their rank; 16 where not given."""
+    """LoRA's adapters are scaled by this, divided by their rank; 16 by default."""
     lora_dropout: float = 0.0
     """Dropout before LoRA's adapters."""
     lora_target_modules: list[str] = field(default_factory=list)
-    """Layers of the generator that get adapters; all linear ones where not given."""
+    """Layers of the generator that get adapters; all linear ones by default."""
     torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the generator's weights: half takes half the memory, but loses small changes; better with --lora_r."""
+    """Type of the generator's weights: 16 bits take half the memory, but lose small changes; better with --lora_r."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Keep the generator's layers in 8 or 4 bits, with --lora_r, whose adapters are trained in full."""
+    """Keep the generator's layers in 8 or 4 bits, with --lora_r, whose adapters are trained in full precision."""
 
     n_train: int = -1
-    """Train on the first so many examples; all where negative."""
+    """Use only the first N training examples; all if negative."""
     n_val: int = -1
-    """Validate on the first so many examples."""
+    """Use only the first N validation examples; all if negative."""
     n_test: int = -1
-    """Answer the first so many test questions."""
+    """Answer only the first N test questions; all if negative."""
     max_source_length: int = 128
-    """Tokens of a question; of the whole input of a closed-book model."""
+    """Tokens of a question; for a closed-book model, of its whole input."""
     max_target_length: int = 25
     """Tokens of an answer in training."""
     val_max_target_length: int = 25
@@ -107,30 +107,30 @@ class FinetuneSettings:
     test_max_target_length: int = 25
     """Tokens of an answer that --do_predict generates at most."""
     max_combined_length: int | None = None
-    """Tokens of passage and question together; the checkpoint's number where not given."""
+    """Tokens of passage and question together; the checkpoint's number by default."""
     src_lang: str | None = None
-    """Language of passages and questions, for a generator of several; the checkpoint's where not given."""
+    """Language of passages and questions, for a multilingual generator; the checkpoint's by default."""
     tgt_lang: str | None = None
-    """Language of answers, for a generator of several; the checkpoint's where not given."""
+    """Language of answers, for a multilingual generator; the checkpoint's by default."""
     prefix: str | None = None
-    """Text before every input of the generator; the checkpoint's where not given."""
+    """Text before every input of the generator; the checkpoint's by default."""
     num_beams: int = 4
-    """Beams of validation and test; 1 is greedy search."""
+    """Beams in validation and test; 1 is greedy search."""
 
     num_train_epochs: int = 3
     """Passes over the training examples."""
     max_steps: int = -1
-    """Optimiser steps after which training stops, where not negative; the schedule ends there too."""
+    """Optimiser steps after which training stops, unless negative; the schedule ends there too."""
     train_batch_size: int = 32
-    """Questions per batch of a process; all processes' batches together make one."""
+    """Questions per batch in each process; the batches of all processes together make one."""
     eval_batch_size: int = 32
-    """Questions per batch of a process in validation and test."""
+    """Questions per batch in each process, in validation and test."""
     gradient_accumulation_steps: int = 1
     """Batches per optimiser step."""
     learning_rate: float = 5e-5
     """Step size after warm-up."""
     question_encoder_learning_rate: float | None = None
-    """Step size of the question encoder, where it shall not be --learning_rate: lower for a generator from scratch."""
+    """Step size of the question encoder, if different from --learning_rate: lower for a generator from scratch."""
     lr_scheduler: Literal["linear", "cosine", "cosine_w_restarts", "polynomial"] = "linear"
     """How the step size falls."""
     warmup_steps: int = 0
@@ -142,11 +142,11 @@ class FinetuneSettings:
     adafactor: bool = False
     """Adafactor instead of AdamW."""
     max_grad_norm: float = 1.0
-    """Length that gradients are clipped to; 0 leaves them."""
+    """Length that gradients are clipped to; 0 leaves them as they are."""
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the target."""
     dropout: float | None = None
-    """The generator's dropout, where it shall not be the checkpoint's."""
+    """The generator's dropout, if different from the checkpoint's."""
     attention_dropout: float | None = None
     """The generator's dropout of attention weights."""
     encoder_layerdrop: float | None = None
@@ -159,24 +159,24 @@ class FinetuneSettings:
     """Seed of the order of examples and of dropout."""
 
     val_check_interval: float = 1.0
-    """Up to 1: part of an epoch between validations; above 1: batches."""
+    """Up to 1: fraction of an epoch between validations; above 1: batches between them."""
     early_stopping_patience: int = -1
-    """Validations in a row without a better exact match after which training stops; never where negative."""
+    """Validations in a row without a better exact match after which training stops; never if negative."""
 
     fp16: bool = False
-    """Half precision with a gradient scaler; for GPUs without bfloat16. CPUs can, many times slower."""
+    """Half precision with a gradient scaler; for GPUs without bfloat16. Works on CPUs, but many times slower."""
     bf16: bool = False
     """bfloat16 matrix products; on GPUs, and on CPUs that have instructions for it."""
     gpus: int | None = None
-    """GPUs to use, each by a process of its own; 0 trains on the CPU. One GPU, if there is one, where not given."""
+    """GPUs to use, each by a process of its own; 0 trains on the CPU. Default: one GPU, if there is one."""
     num_processes: int | None = None
     """Processes on the CPU, with --gpus 0."""
     distributed_port: int = -1
-    """Port at which the processes of this host meet; a free one where -1."""
+    """Port at which the processes of this host meet; a free one if -1."""
     distributed_timeout: float = 600.0
-    """Seconds in which processes and retrieval workers must answer each other; else the run ends."""
+    """Seconds within which processes and retrieval workers must answer each other; else the run ends."""
     distributed_retriever: Literal["pytorch", "ray"] = "pytorch"
-    """Who searches: pytorch is the first process, for the others too; ray is Ray workers."""
+    """Who searches: pytorch means the first process, for the others too; ray means Ray workers."""
     num_retrieval_workers: int = 1
     """Ray workers that search, for each shard."""
     ray_address: str = "auto"
@@ -213,8 +213,8 @@ class FinetuneSettings:
         self.method()
         if self.retriever == "bm25" and self.question_encoder_learning_rate is not None:
             raise InputError(
-                "--question_encoder_learning_rate: --retriever bm25 does not ask the question encoder, which so learns "
-                "nothing; leave it out, or take --retriever hybrid."
+                "--question_encoder_learning_rate: --retriever bm25 does not ask the question encoder, so it learns "
+                "nothing; leave the flag out, or take --retriever hybrid."
             )
         for name in ("n_train", "n_val", "n_test", "max_steps"):
             if getattr(self, name) == 0:
@@ -222,19 +222,19 @@ class FinetuneSettings:
         for name in FRACTIONS:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise InputError(f"--{name} is {value}, but must be from 0 to below 1.")
+                raise InputError(f"--{name} is {value}, but must be at least 0 and below 1.")
         for name in ("learning_rate", "question_encoder_learning_rate", "val_check_interval"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{name} is {value}, but must be a number above 0.")
         for name in NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--{name} is {getattr(self, name)}, but must be a number from 0 on.")
+                raise InputError(f"--{name} is {getattr(self, name)}, but must be a number of at least 0.")
         if self.seed >= MAX_SEED:
             raise InputError(f"--seed is {self.seed}, but must be below {MAX_SEED}.")
         if self.gpus is not None and self.gpus < 0:
             raise InputError(
-                f"--gpus is {self.gpus}, but must be a number from 0 on; leave it out to use one if there is one."
+                f"--gpus is {self.gpus}, but must be at least 0; leave it out to use one GPU if there is one."
             )
         if self.num_processes is not None and self.num_processes < 1:
             raise InputError(f"--num_processes is {self.num_processes}, but must be at least 1.")
@@ -260,7 +260,7 @@ class FinetuneSettings:
                 raise InputError(f"--{name} is for LoRA; give --lora_r too, or leave it out.")
         if self.fp16 and self.torch_dtype == "float16" and self.lora_r is None:
             raise InputError(
-                "--fp16 scales gradients, which those of weights in float16 cannot be; leave --torch_dtype or --fp16 "
+                "--fp16 scales gradients, but those of float16 weights cannot be scaled; leave --torch_dtype or --fp16 "
                 "out, or give --lora_r, whose adapters are float32."
             )
         if self.quantization is not None and self.lora_r is None:
@@ -268,7 +268,9 @@ class FinetuneSettings:
         if self.model_type in ("bart", "t5"):
             for name in RAG_ONLY:
                 if getattr(self, name):
-                    raise InputError(f"--{name} is for RAG models; a closed-book {self.model_type} retrieves nothing.")
+                    raise InputError(
+                        f"--{name} is for RAG models; leave it out: a closed-book {self.model_type} retrieves nothing."
+                    )
             if self.distributed_retriever == "ray":
                 raise InputError(f"A closed-book {self.model_type} retrieves nothing; omit --distributed_retriever.")
 

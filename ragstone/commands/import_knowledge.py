@@ -26,15 +26,15 @@ class ImportKnowledgeSettings:
     folder: Path | None = field(default=None, metadata={"positional": True})
     """Folder with a .tsv of passages and .npy or .pt files of vectors; may be given without --folder before it."""
     passages: Path | None = None
-    """Passages: id, text and title on each line, with tabs between them, plain or .gz; where not the folder's .tsv."""
+    """Passages: id, text and title on each line, with tabs between them, plain or .gz; default: the folder's .tsv."""
     vectors: list[Path] | None = None
-    """Vectors in the order of the passages; where not all .npy or .pt files of the folder."""
+    """Vectors in the order of the passages; default: all .npy or .pt files of the folder."""
     dpr_ctx_encoder_model_name: str | None = None
-    """Passage encoder that made the vectors, where it is at hand: the source then refuses models of another one."""
+    """Passage encoder that made the vectors, if it is at hand: the source then refuses models of any other."""
     index: str = "hnsw"
     """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string."""
     m: int = 128
-    """Links of a node in an hnsw index."""
+    """Links per node in an hnsw index."""
 
     def __post_init__(self) -> None:
         if self.m < 1:
@@ -55,7 +55,7 @@ class ImportedKnowledge:
 
 
 def import_knowledge(settings: ImportKnowledgeSettings) -> ImportedKnowledge:
-    """Make a knowledge source of passages and vectors that were made elsewhere."""
+    """Make a knowledge source from passages and vectors that were made elsewhere."""
     with importing():
         from ragstone.knowledge.imports import find_passages, find_vectors, import_source
 
@@ -96,7 +96,7 @@ def show(result: ImportedKnowledge) -> None:
     print(f"recall@5, @20     {statistics['recall@5']:.3f}, {statistics['recall@20']:.3f} against exact search")
     if manifest.encoder is None:
         print(
-            "No encoder was named, so that of a model that searches this source only the length of the vectors can be "
-            "checked; name it with --dpr_ctx_encoder_model_name where it is at hand.",
+            "No encoder was named, so the only check on a model that searches this source is the length of its "
+            "vectors; name the encoder with --dpr_ctx_encoder_model_name if it is at hand.",
             file=sys.stderr,
         )

@@ -19,13 +19,13 @@ class ImportLegacySettings:
     folder: Path = field(metadata={"positional": True})
     """Folder with psgs_w100.tsv.pkl, *.index.dpr and *.index_meta.dpr; may be given without --folder before it."""
     output_dir: Path | None = None
-    """Folder for the knowledge source; where not given, the folder ragstone in it, where --index_name legacy looks."""
+    """Folder for the knowledge source; default: ragstone in the old folder, where --index_name legacy looks for it."""
     dpr_ctx_encoder_model_name: str | None = None
-    """Passage encoder that made the vectors, where it is at hand: the source then refuses models of another one."""
+    """Passage encoder that made the vectors, if it is at hand: the source then refuses models of any other."""
     index: str = "hnsw"
     """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string."""
     m: int = 128
-    """Links of a node in an hnsw index."""
+    """Links per node in an hnsw index."""
 
     def __post_init__(self) -> None:
         if self.m < 1:

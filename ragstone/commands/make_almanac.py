@@ -21,7 +21,7 @@ class MakeAlmanacSettings:
     entities: int = 6000
     """Articles of the almanac."""
     wording: Literal["plain", "other"] = "plain"
-    """Words that the questions are asked in; other asks for the same facts in words that plain has not."""
+    """Wording of the questions; other asks for the same facts in words that plain does not use."""
     seed: int = 7
     """Seed of names, facts and words."""
 

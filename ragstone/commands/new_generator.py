@@ -17,9 +17,9 @@ class NewGeneratorSettings:
     dest: Path
     """Folder for the generator; new or empty."""
     csv_path: list[str] = field(default_factory=list)
-    """Documents that the tokenizer is learned from, as in build-knowledge."""
+    """Documents that the tokenizer is learned from, as for build-knowledge."""
     data_dir: Path | None = None
-    """Folder whose train.source and train.target the tokenizer is learned from too."""
+    """Folder with train.source and train.target, from which the tokenizer is learned too."""
     encoder_name_or_path: str | None = None
     """BERT-like text encoder to start from, with its tokenizer, width and language; nothing is learned from texts."""
     architecture: Literal["bart", "llama"] = "bart"
@@ -27,13 +27,13 @@ class NewGeneratorSettings:
     vocab_size: int = 4000
     """Tokens of a learned tokenizer."""
     d_model: int = 128
-    """Width, where there is no encoder to start from."""
+    """Width, if there is no encoder to start from."""
     encoder_layers: int = 2
-    """Layers of the encoder, where there is one."""
+    """Layers of the encoder, if there is one."""
     decoder_layers: int = 2
     """Layers of the decoder."""
     heads: int = 4
-    """Attention heads, where there is no encoder to start from."""
+    """Attention heads, if there is no encoder to start from."""
     dropout: float = 0.1
     """Dropout in training."""
     seed: int = 42
@@ -44,9 +44,9 @@ class NewGeneratorSettings:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
         if self.d_model % self.heads:
-            raise InputError(f"--d_model {self.d_model} cannot be divided among --heads {self.heads}.")
+            raise InputError(f"--d_model {self.d_model} cannot be divided among --heads {self.heads}; give a multiple.")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout is {self.dropout}, but must be from 0 to below 1.")
+            raise InputError(f"--dropout is {self.dropout}, but must be at least 0 and below 1.")
         if self.encoder_name_or_path is None and not self.csv_path:
             raise InputError("Give --csv_path, the documents to learn a tokenizer from, or --encoder_name_or_path.")
         if self.encoder_name_or_path is not None and self.csv_path:

@@ -19,13 +19,13 @@ BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 @dataclass(frozen=True)
 class ParseDprSettings:
     evaluation_set: Path
-    """File for the questions, one per line; one that exists is replaced."""
+    """File for the questions, one per line; an existing file is replaced."""
     gold_data_path: Path
-    """File for the gold titles, a line per question, separated by tabs; one that exists is replaced."""
+    """File for the gold titles, a line per question, separated by tabs; an existing file is replaced."""
     src_path: Path = Path("biencoder-nq-dev.json")
     """DPR's retriever data: JSON, plain or gzipped."""
     skip_without_positive: bool = False
-    """Skip and count entries without a titled positive context, which are an error otherwise."""
+    """Skip and count entries without a titled positive context, which are otherwise an error."""
 
     def __post_init__(self) -> None:
         names = ("src_path", "evaluation_set", "gold_data_path")
@@ -73,7 +73,10 @@ def parse_dpr(settings: ParseDprSettings) -> ParsedDpr:
             gold.write("\t".join(found) + "\n")
             questions, titles = questions + 1, titles + len(found)
         if not questions:
-            raise InputError(f"{settings.src_path} has no entry with a titled positive context ({skipped} without).")
+            raise InputError(
+                f"{settings.src_path} has no entry with a titled positive context ({skipped} without); give a file "
+                "that has some."
+            )
     save_settings(settings, settings.evaluation_set.with_name(f"{settings.evaluation_set.name}.settings.yaml"))
     return ParsedDpr(settings.evaluation_set, settings.gold_data_path, questions, titles, skipped)
 
@@ -101,7 +104,9 @@ def _files_made_together(paths: Sequence[Path]) -> Iterator[Sequence[TextIO]]:
                 files = [stack.enter_context(part.open("w", encoding="utf-8", newline="\n")) for part in parts]
             except OSError as error:
                 folder = Path(error.filename).parent
-                raise InputError(f"The folder {folder} cannot be written to: {error.strerror}.") from error
+                raise InputError(
+                    f"The folder {folder} cannot be written to: {error.strerror}; give files in another one."
+                ) from error
             yield files
         for part, final in zip(parts, finals, strict=True):
             part.replace(final)

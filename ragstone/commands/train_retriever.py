@@ -36,9 +36,9 @@ class TrainRetrieverSettings:
     dev_path: list[Path] | None = None
     """Held-out data in the same format."""
     held_out: float = 0.05
-    """Part of the training data that is held out where --dev_path is not given; 0 for none."""
+    """Fraction of the training data to hold out if --dev_path is not given; 0 for none."""
     encoder_name_or_path: str | None = None
-    """Encoder that both sides start from: folder or hub name. Without any encoder, a small fresh one is made."""
+    """Encoder that both sides start from: folder or hub name. If no encoder is given, a small fresh one is made."""
     question_encoder_name_or_path: str | None = None
     """Encoder that questions start from, with --passage_encoder_name_or_path."""
     passage_encoder_name_or_path: str | None = None
@@ -46,43 +46,43 @@ class TrainRetrieverSettings:
     allow_new_weights: bool = False
     """Accept an encoder some of whose weights are newly initialised."""
     hidden_size: int | None = None
-    """Dimensions of a fresh encoder; 128 where not given."""
+    """Dimensions of a fresh encoder; 128 by default."""
     num_layers: int | None = None
-    """Layers of a fresh encoder; 1 where not given."""
+    """Layers of a fresh encoder; 1 by default."""
     num_heads: int | None = None
-    """Attention heads of a fresh encoder; 4 where not given."""
+    """Attention heads of a fresh encoder; 4 by default."""
     vocab_size: int | None = None
-    """Pieces of words that a fresh encoder's tokenizer learns at most; 8192 where not given."""
+    """Word pieces that a fresh encoder's tokenizer learns at most; 8192 by default."""
     shared: bool = False
-    """One encoder for questions and passages."""
+    """Use one encoder for both questions and passages."""
     pooling: Literal["cls", "mean", "last"] | None = None
-    """How a vector is made of the tokens; as the encoder says, else cls, or mean for a fresh one."""
+    """How one vector is made from the tokens; default: as the encoder says, else cls, or mean for a fresh encoder."""
     normalize: bool | None = None
-    """Scale vectors to length one; as the encoder says where not given."""
+    """Scale vectors to length one; as the encoder says by default."""
     max_length: int | None = None
-    """Tokens after which a text is cut; as many as the encoder can read where not given."""
+    """Tokens after which a text is cut; by default, as many as the encoder can read."""
     batch_size: int = 32
-    """Questions whose passages are each other's negatives."""
+    """Questions per batch, whose passages are each other's negatives."""
     micro_batch_size: int | None = None
-    """Texts that are in memory at once (gradient caching); the whole batch where not given."""
+    """Texts held in memory at once (gradient caching); the whole batch by default."""
     num_hard_negatives: int = 1
-    """Hard negatives of a question."""
+    """Hard negatives per question."""
     learning_rate: float | None = None
-    """Highest learning rate; 2e-5 where not given, 1e-3 for a fresh encoder."""
+    """Highest learning rate; 2e-5 by default, 1e-3 for a fresh encoder."""
     num_train_epochs: int = 10
     """Passes over the training data."""
     max_steps: int | None = None
-    """Steps of training, instead of --num_train_epochs."""
+    """Training steps, instead of --num_train_epochs."""
     warmup_steps: int = 0
-    """Steps over which the learning rate grows; then it falls to zero, linearly."""
+    """Steps over which the learning rate rises; then it falls linearly to zero."""
     temperature: float | None = None
-    """Scores are divided by it; 1 where not given, 0.05 where vectors have length one."""
+    """Scores are divided by this; 1 by default, 0.05 if vectors have length one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic; auto is bf16 where the hardware has it."""
     eval_steps: int | None = None
-    """Steps between evaluations on held-out data; an epoch where not given."""
+    """Steps between evaluations on held-out data; one epoch by default."""
     num_proc: int | None = None
-    """CPU threads; all where not given."""
+    """CPU threads; all by default."""
     seed: int = 42
     """Seed of the order, dropout, the held-out part and fresh weights."""
 
@@ -98,7 +98,7 @@ class TrainRetrieverSettings:
         if not 0 <= self.held_out < 1:
             raise InputError(f"--held_out is {self.held_out}, but must be at least 0 and below 1.")
         if self.batch_size == 1 and not self.num_hard_negatives:
-            raise InputError("--batch_size 1 with --num_hard_negatives 0 leaves a question nothing to be wrong about.")
+            raise InputError("--batch_size 1 with --num_hard_negatives 0 leaves a question no negatives; raise either.")
         self._check_encoders()
 
     @property
@@ -119,7 +119,7 @@ class TrainRetrieverSettings:
             )
         for name in FRESH_SIZES:
             if not self.fresh and getattr(self, name) is not None:
-                raise InputError(f"--{name} is for a fresh encoder; leave it out, or the encoder's name.")
+                raise InputError(f"--{name} is for a fresh encoder; leave out either it or the encoder's name.")
         sizes = self.fresh_sizes()
         if self.fresh and sizes["hidden_size"] % sizes["num_heads"]:
             raise InputError(
@@ -216,7 +216,10 @@ def _read(settings: TrainRetrieverSettings) -> tuple[list[RetrieverExample], lis
     if settings.dev_path is not None:
         held_out = list(read_examples(settings.dev_path, settings.num_hard_negatives))
         if not held_out:
-            raise InputError(f"--dev_path {_listed(settings.dev_path)} has no entries to evaluate on.")
+            raise InputError(
+                f"--dev_path {_listed(settings.dev_path)} has no entries to evaluate on; give files that have some, or "
+                "--held_out instead."
+            )
     elif settings.held_out and len(train) > 1:
         random.Random(settings.seed).shuffle(train)
         count = max(1, round(settings.held_out * len(train)))

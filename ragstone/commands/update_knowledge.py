@@ -27,9 +27,9 @@ class UpdateKnowledgeSettings:
     passages_path: Path = field(metadata={"positional": True})
     """Folder of the knowledge source; may be given without --passages_path before it."""
     add_csv_path: list[str] | None = None
-    """Documents to add: files, folders or globs, as --csv_path of build-knowledge."""
+    """Documents to add: files, folders or globs, like --csv_path of build-knowledge."""
     replace: bool = False
-    """Documents that are added replace those of the same title."""
+    """Let the added documents replace those with the same titles."""
     delete_titles: list[str] | None = None
     """Titles of documents to delete."""
     delete_titles_path: Path | None = None
@@ -40,11 +40,11 @@ class UpdateKnowledgeSettings:
     """Where the passage encoder is now, if not where the source says, or if it does not say; it must be the one that
     built the source."""
     index: str | None = None
-    """flat, hnsw, ivfpq or any FAISS factory string; that of the source where not given."""
+    """flat, hnsw, ivfpq or any FAISS factory string; the source's own by default."""
     m: int = 128
-    """Links of a node, with --index hnsw."""
+    """Links per node, with --index hnsw."""
     batch_size: int = 64
-    """Passages that are embedded at once."""
+    """Passages embedded at once."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware has it."""
 
@@ -77,7 +77,7 @@ class UpdatedKnowledge:
 def update_knowledge(settings: UpdateKnowledgeSettings) -> UpdatedKnowledge:
     """Add documents to a knowledge source and delete others, without embedding the rest again."""
     folder = _source_folder(settings.passages_path)
-    files = tuple(find_files(settings.add_csv_path)) if settings.add_csv_path else ()
+    files = tuple(find_files(settings.add_csv_path, "--add_csv_path")) if settings.add_csv_path else ()
     titles = _titles(settings)
     with _new_source(settings, folder) as new:
         plan = _plan(settings, files, titles)
@@ -149,6 +149,7 @@ def _encoder(settings: UpdateKnowledgeSettings, manifest: Manifest) -> TextEncod
         normalize=recorded.get("normalize"),
         prompt=recorded.get("prompt"),
         max_length=recorded.get("max_length"),
+        pooling_remedy="give the encoder that built the source to --dpr_ctx_encoder_model_name",
     )
     return encoder.to(best_device())
 

@@ -59,7 +59,7 @@ class CheckedStream:
         except UnicodeDecodeError as error:
             offset = self._piece_start - pending + error.start
             wrong = error.object[error.start]
-            raise BrokenStream(f"byte 0x{wrong:02x} is not UTF-8; convert the file", offset) from error
+            raise BrokenStream(f"byte 0x{wrong:02x} is not UTF-8; convert the file to UTF-8", offset) from error
         return piece
 
     def find(self, excerpt: bytes) -> int | None:

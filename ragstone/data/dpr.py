@@ -68,20 +68,24 @@ def read_dpr(path: Path) -> Iterator[DprEntry]:
     import ijson
 
     number = 0
-    with _open(path) as (file, content), progress_bar(f"read {path.name} (MB)", _megabytes(file)) as bar:
+    with _open(path) as (file, content), progress_bar(f"Reading {path.name} (MB)", _megabytes(file)) as bar:
         stream = CheckedStream(content)
         try:
             if not stream.starts_with(b"["):
-                raise InputError(f"{path} does not begin with '[': DPR's data is a JSON array of entries.")
+                raise InputError(f"{path} does not begin with '['; give DPR's data, a JSON array of entries.")
             for number, value in enumerate(ijson.items(stream, "item", use_float=True), start=1):
                 yield _entry(value, number, path)
                 bar.move_to(file.tell() / MEGABYTE)
         except BrokenStream as error:
             raise InputError(f"{path}, {stream.place(error.offset)}: {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path} is a damaged or cut off gzip file (after entry {number}): {error}.") from error
+            raise InputError(
+                f"{path} is a damaged or cut off gzip file (after entry {number}): {error}; download it again."
+            ) from error
         except OSError as error:
-            raise InputError(f"{path} cannot be read after entry {number}: {error.strerror or error}.") from error
+            raise InputError(
+                f"{path} cannot be read after entry {number}: {error.strerror or error}; copy or download it again."
+            ) from error
         except ijson.JSONError as error:
             raise InputError(f"{path}, {_explain(error, stream, number + 1)}.") from error
 
@@ -107,7 +111,9 @@ def read_examples(paths: Iterable[Path], num_hard_negatives: int) -> Iterator[Re
             negatives = tuple(context for context, _ in zip(candidates, range(num_hard_negatives), strict=False))
             for context in (entry.positives[0], *negatives):
                 if not context.text.strip():
-                    raise InputError(f"{path}, entry {entry.number} has a context without text ({context.title!r}).")
+                    raise InputError(
+                        f"{path}, entry {entry.number} has a context without text ({context.title!r}); take it out."
+                    )
             yield RetrieverExample(" ".join(entry.question.split()), entry.positives[0], keys, negatives)
 
 
@@ -117,7 +123,7 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; give a readable file.") from error
     with file:
         if file.peek(2)[:2] == GZIP_MAGIC:
             with gzip.open(file) as unzipped:
@@ -134,10 +140,10 @@ def _megabytes(file: IO[bytes]) -> float | None:
 def _entry(value: Any, number: int, path: Path) -> DprEntry:
     where = f"{path}, entry {number}"
     if not isinstance(value, dict):
-        raise InputError(f"{where} is not an object with question and positive_ctxs.")
+        raise InputError(f"{where} is not an object with question and positive_ctxs; take it out.")
     question = value.get("question")
     if not isinstance(question, str) or not question.strip():
-        raise InputError(f"{where} has no question (found {question!r}).")
+        raise InputError(f"{where} has no question (found {question!r}); give it one, or take it out.")
     answers = value.get("answers") or []
     if not isinstance(answers, list):
         raise InputError(f"{where}: answers must be a list, found {answers!r:.80}.")
@@ -165,7 +171,7 @@ def _context(context: Any, where: str) -> Context:
     title, text = context.get("title"), context.get("text")
     for value in (title, text):
         if value is not None and not isinstance(value, str):
-            raise InputError(f"{where} holds a title or text that is no string: {value!r:.80}.")
+            raise InputError(f"{where} holds a title or text that is not a string ({value!r:.80}); make it one.")
     return Context(title or "", text or "")
 
 
@@ -177,10 +183,12 @@ def _explain(error: Exception, stream: CheckedStream, entry: int) -> str:
     reason = what.decode(errors="replace").split(": ", 1)[-1].rstrip(".")
     if b"premature EOF" in what:
         return (
-            f"{stream.place(stream.size)}: the file ends inside entry {entry} or before the closing ']'; it is cut off"
+            f"{stream.place(stream.size)}: the file ends inside entry {entry} or before the closing ']': it is cut "
+            "off; download it again"
         )
     shown = excerpt.strip()
     offset = stream.find(shown)
     if offset is not None:
         offset += max(0, arrow.find(b"^") - (len(excerpt) - len(excerpt.lstrip())))
-    return f"{stream.place(offset)}, entry {entry}: broken JSON ({reason}) near {shown.decode(errors='replace')!r}"
+    near = shown.decode(errors="replace")
+    return f"{stream.place(offset)}, entry {entry}: broken JSON ({reason}) near {near!r}; correct it"

@@ -22,7 +22,7 @@ def read_lines(path: Path) -> Iterator[str]:
     try:
         file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - it streams
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; give a readable file.") from error
     with file:
         offset = 0
         for number, line in enumerate(_raw_lines(file, path), start=1):
@@ -42,7 +42,8 @@ def _raw_lines(file: Iterator[bytes], path: Path) -> Iterator[bytes]:
     try:
         yield from file
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}; copy or download it again.") from error
 
 
 def read_filled_lines(path: Path, what: str) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ragstone.encoders.files import read_json, write_json
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "ELU", "LeakyReLU")
 """Classes of torch.nn that may stand behind the linear layer. Any other name may be a program."""
@@ -86,15 +86,21 @@ def _read_module(find_file: FindFile, path: str, name: str) -> Dense:
         raise InputError(f"{name}: {path}/{CONFIG} names no in_features and out_features; save the model again.")
     source = config.get("module_input_name") or "sentence_embedding"
     if source != "sentence_embedding" or (config.get("module_output_name") or source) != source:
-        raise InputError(f"{name}: {path} changes {source!r} and not the pooled vector, which Ragstone cannot apply.")
+        raise InputError(
+            f"{name}: {path} changes {source!r} and not the pooled vector, which Ragstone cannot apply; take another "
+            "encoder."
+        )
     if config.get("use_residual"):
-        raise InputError(f"{name}: {path} adds what it gets to what it gives (use_residual), which is not read here.")
+        raise InputError(
+            f"{name}: {path} adds its input to its output (use_residual), which Ragstone cannot apply; take another "
+            "encoder."
+        )
     module = Dense(nn.Linear(size, length, bias=bool(config.get("bias", True))), _activation(config, path, name))
     weights = _read_weights(find_file, path, name)
     try:
         module.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
     except (RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(error, 200)
         raise InputError(f"{name}: the weights in {path} do not fit its {CONFIG} ({reason}); save it again.") from error
     return module
 
@@ -104,7 +110,10 @@ def _activation(config: Any, path: str, name: str) -> nn.Module:
     spelt = str(config.get("activation_function", "torch.nn.modules.activation.Tanh") or "torch.nn.Identity")
     kind = spelt.rsplit(".", 1)[-1]
     if not spelt.startswith("torch.nn.") or kind not in ACTIVATIONS:
-        raise InputError(f"{name}: {path} has the activation {spelt!r}; Ragstone knows {', '.join(ACTIVATIONS)}.")
+        known = ", ".join(ACTIVATIONS)
+        raise InputError(
+            f"{name}: {path} has the activation {spelt!r}, but Ragstone knows only {known}; take another encoder."
+        )
     module: nn.Module = getattr(nn, kind)()
     return module
 
@@ -119,5 +128,5 @@ def _read_weights(find_file: FindFile, path: str, name: str) -> dict[str, torch.
         weights = load_file(found) if safe else torch.load(found, map_location="cpu", weights_only=True)
         return weights
     except Exception as error:  # torch's unpickler fails in many ways
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(error, 200)
         raise InputError(f"{name}: the weights in {path} cannot be read ({reason}); save the model again.") from error

@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
+        raise InputError(f"{path} is not JSON ({error}); save the model again.") from error
 
 
 def write_json(path: Path, value: Any) -> None:

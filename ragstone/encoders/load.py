@@ -12,7 +12,7 @@ from ragstone.encoders.hub import hub_options
 from ragstone.encoders.pooling import Pooling
 from ragstone.encoders.recorded import PROMPT_NAMES, Side, dense_paths, recorded_settings, wants_lower_case
 from ragstone.encoders.text_encoder import EncoderSettings, TextEncoder
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 from ragstone.progress import activity
 
 PASSAGE_ENCODER_KEY = "ragstone_passage_encoder"
@@ -29,24 +29,26 @@ def load_encoder(
     max_length: int | None = None,
     tokenizer_name_or_path: str | None = None,
     cache_dir: str | None = None,
-    allow_new_weights: bool = False,
+    allow_new_weights: bool | None = None,
+    pooling_remedy: str = "leave --pooling out",
 ) -> TextEncoder:
     """Open a text encoder from a folder or the hub.
 
     DPR models use their pooler output. A sentence-transformers folder says itself how it pools, normalises and
     prompts. Any other AutoModel takes `pooling` (default "cls") and `normalize` (default no). `max_length` tokens of a
-    text are read, or as many as the model can.
+    text are read, or as many as the model can. `allow_new_weights` is None where the user has no flag to allow them by,
+    and `pooling_remedy` is what a user does who asked a DPR model for another pooling.
 
     Raises:
         InputError: neither a folder nor reachable, no encoder, another pooling than a DPR model's own, or weights
-            missing and `allow_new_weights` is false.
+            missing and `allow_new_weights` is not true.
     """
     from transformers import AutoConfig
 
     config = pretrained(AutoConfig, name_or_path, "config.json", cache_dir=cache_dir)
     settings = recorded_settings(config, side, name_or_path, cache_dir)
     if settings.pooling == "pooler" and pooling not in (None, "pooler"):
-        raise InputError(f"{name_or_path} is a DPR encoder, which pools in its own way; leave --pooling out.")
+        raise InputError(f"{name_or_path} is a DPR encoder, which pools in its own way; {pooling_remedy}.")
     settings = dataclasses.replace(
         settings,
         pooling=settings.pooling if pooling is None else pooling,
@@ -114,17 +116,23 @@ def save_encoder(encoder: TextEncoder, folder: Path) -> None:
     write_json(folder / "config_sentence_transformers.json", {"prompts": prompts if settings.prompt else {}})
 
 
-def refuse_new_weights(name: str, missing: list[str], allowed: bool) -> None:
+def refuse_new_weights(name: str, missing: list[str], allowed: bool | None) -> None:
     """Refuse a model some of whose weights would be newly initialised.
+
+    Args:
+        name: the model's.
+        missing: names of the weights.
+        allowed: whether the user allows them; None where there is no --allow_new_weights to do so.
 
     Raises:
         InputError: names the model and the first missing weights.
     """
     if missing and not allowed:
         listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        remedy = "save this one whole" if allowed is None else "accept newly initialised ones with --allow_new_weights"
         raise InputError(
             f"{name} lacks {len(missing)} of the weights its architecture needs ({listed}); take a model that has "
-            "them, or accept newly initialised ones with --allow_new_weights."
+            f"them, or {remedy}."
         )
 
 
@@ -179,7 +187,7 @@ def pretrained(factory: Any, name_or_path: str, what: str, **options: Any) -> An
                 f"{name_or_path!r} is neither a folder nor a model that can be reached on the hub; "
                 "check the spelling, or download the model and give its folder."
             ) from error
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = one_line(error)
         raise InputError(f"The {what} in {name_or_path} cannot be read ({reason}); save it again.") from error
 
 

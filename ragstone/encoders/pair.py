@@ -64,7 +64,7 @@ def load_pair(
     if question.dimension != passage.dimension:
         raise InputError(
             f"{question.name} makes vectors of {question.dimension} dimensions and {passage.name} of "
-            f"{passage.dimension}; questions and passages need vectors of equal length."
+            f"{passage.dimension}; take two whose vectors are of equal length."
         )
     if shared:
         passage = TextEncoder(question.model, question.tokenizer, passage.settings, passage.name, question.dense)

@@ -32,10 +32,8 @@ class EncoderRecord:
 
     @classmethod
     def read(cls, value: Any) -> EncoderRecord | None:
-        """A record from JSON: an object, a fingerprint alone, or nothing."""
-        if not value:
-            return None
-        return cls(value) if isinstance(value, str) else cls(**value)
+        """A record from JSON: an object, or nothing."""
+        return cls(**value) if value else None
 
     def plain(self) -> dict[str, Any]:
         """The record as JSON can hold it."""

@@ -51,7 +51,9 @@ def recorded_settings(
     pooling = recorded(f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else {}
     prompt = _prompt(recorded("config_sentence_transformers.json"), side, str(name_or_path))
     if prompt and pooling.get("include_prompt") is False:
-        raise InputError(f"{name_or_path} leaves its prompt out of the pooling, which Ragstone cannot apply.")
+        raise InputError(
+            f"{name_or_path} leaves its prompt out of the pooling, which Ragstone cannot apply; take another encoder."
+        )
     transformer = recorded("sentence_bert_config.json")
     return EncoderSettings(
         pooling=_pooling_of(pooling, str(name_or_path)) if pooling else "mean",
@@ -87,9 +89,11 @@ def _modules(entries: Any, name: str) -> list[tuple[str, str]]:
     kinds = [kind for kind, _ in modules]
     unknown = set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}
     if unknown:
-        raise InputError(f"{name} has the modules {sorted(unknown)}, which Ragstone cannot apply.")
+        raise InputError(
+            f"{name} has the modules {sorted(unknown)}, which Ragstone cannot apply; take another encoder."
+        )
     if "Normalize" in kinds and "Dense" in kinds[kinds.index("Normalize") :]:
-        raise InputError(f"{name} normalises before a Dense module, which Ragstone cannot apply.")
+        raise InputError(f"{name} normalises before a Dense module, which Ragstone cannot apply; take another encoder.")
     return modules
 
 
@@ -100,7 +104,10 @@ def _prompt(config: Any, side: Side, name: str) -> str:
     if own or default is None:
         return next((prompt for prompt in own if prompt), "")
     if default not in prompts:
-        raise InputError(f"{name} takes the prompt {default!r} where none is named, but has none of that name.")
+        raise InputError(
+            f"{name} names the default prompt {default!r}, but has none of that name; correct "
+            "config_sentence_transformers.json in it."
+        )
     return prompts[default] or ""
 
 
@@ -110,7 +117,10 @@ def _pooling_of(config: Any, name: str) -> Pooling:
     modes = [mode] if isinstance(mode, str) else mode or []
     chosen = modes or [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) != 1 or chosen[0] not in POOLING_NAMES:
-        raise InputError(f"{name} asks for the pooling {chosen}; Ragstone knows one of {sorted(POOLING_NAMES)}.")
+        raise InputError(
+            f"{name} asks for the pooling {chosen}, but Ragstone knows only one of {sorted(POOLING_NAMES)}; take "
+            "another encoder."
+        )
     return POOLING_NAMES[chosen[0]]
 
 

@@ -23,8 +23,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
             found.setdefault(path.resolve(), path)
     if not found:
         raise InputError(
-            f"{folder} has no checkpoint folders; --eval_all_checkpoints takes the output folder of finetune, a single "
-            "checkpoint is evaluated without that flag."
+            f"{folder} has no checkpoint folders; --eval_all_checkpoints takes the output folder of finetune: leave it "
+            "out to evaluate a single checkpoint."
         )
     return list(found.values())
 

@@ -127,7 +127,10 @@ def measure(file: PredictionFile, task: Task) -> Measures:
     origin = file.origin()
     other = [] if origin is None else origin.other_task(task.eval_mode, task.fingerprint)
     if other:
-        raise InputError(f"The predictions in {file.path} were made for something else: {', '.join(other)} differs.")
+        raise InputError(
+            f"The predictions in {file.path} were made for something else: they differ in {', '.join(other)}; give "
+            "others, or predict anew."
+        )
     lines = file.lines(len(task.questions))
     measures: dict[str, PerQuestion] = {}
     if task.titles is not None:
@@ -159,7 +162,7 @@ def refuse_other_origin(file: PredictionFile, wanted: Origin) -> None:
     differences = origin.differences(wanted)
     if differences:
         raise InputError(
-            f"The predictions in {file.path} do not fit: {', '.join(differences)} differs; predict anew with "
+            f"The predictions in {file.path} do not fit: they differ in {', '.join(differences)}; predict anew with "
             "--recalculate, or give another --predictions_path."
         )
 

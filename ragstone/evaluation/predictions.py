@@ -112,7 +112,7 @@ class PredictionFile:
                     )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{record} is no record of predictions ({error}); predict anew with --recalculate."
+                f"{record} is not a record of predictions ({error}); predict anew with --recalculate."
             ) from error
         return origin
 
@@ -164,7 +164,9 @@ class PredictionFile:
             for name in ("record", "passages", "predictions"):
                 workshop[name].replace(targets[name])
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror or error}; give another --predictions_path."
+            ) from error
         finally:
             for path in workshop.values():
                 with contextlib.suppress(OSError):

@@ -40,7 +40,7 @@ def build_bm25(texts: Iterable[str], folder: Path) -> None:
         array("i", [vocabulary.setdefault(word, len(vocabulary)) for word in split_words(text)]) for text in texts
     ]
     if not vocabulary:
-        raise InputError("No passage has a word of letters or digits, so there is nothing for BM25 to find.")
+        raise InputError("No passage has a word of letters or digits, so BM25 finds nothing; give other documents.")
     inner = bm25s.BM25(k1=K1, b=B, method="lucene")
     inner.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
     inner.save(folder, show_progress=False)

@@ -27,7 +27,7 @@ def empty_index(factory: str, dimension: int) -> Any:
 
     # FAISS makes such a graph, and crashes over the first vectors that it is given.
     if _UNLINKED.search(factory):
-        raise InputError(f"--index {factory!r} has a graph of less than 2 links for a node; give it at least HNSW2.")
+        raise InputError(f"--index {factory!r} has a graph of fewer than 2 links per node; give at least HNSW2.")
     try:
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

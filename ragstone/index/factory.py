@@ -61,7 +61,7 @@ def refuse_few_links(index: str, m: int) -> None:
         InputError: names --m.
     """
     if index == "hnsw" and m < 2:
-        raise InputError(f"--m is {m}, but a node of an hnsw index has at least 2 links.")
+        raise InputError(f"--m is {m}, but must be at least 2 for an hnsw index.")
 
 
 def refuse_unknown_index(index: str, dimension: int | None = None) -> None:

@@ -49,7 +49,10 @@ class VectorIndex:
         import faiss
 
         if not path.is_file():
-            raise InputError(f"There is no index file {path}; give --index_path the .faiss file of a knowledge source.")
+            raise InputError(
+                f"There is no index file {path}; put the .faiss file of the knowledge source there, or give it to "
+                "finetune, eval or ask as --index_path."
+            )
         try:
             # The links of a graph are looked at, and what cannot be mapped is read.
             with activity("Opening the index"):

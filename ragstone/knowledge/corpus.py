@@ -35,9 +35,7 @@ class Corpus:
         """
         digest = _Digest()
         stream = (
-            passage
-            for document in read_documents(self.files)
-            for passage in split_document(document, self.max_words, 0)
+            passage for document in read_documents(self.files) for passage in split_document(document, self.max_words)
         )
         while group := list(itertools.islice(stream, size)):
             digest.update(group)
@@ -59,9 +57,9 @@ def read_corpus(files: Sequence[Path], max_words: int) -> Corpus:
     with progress_bar("Reading (MB)", megabytes(files)) as bar:
         for document in read_documents(files, bar):
             documents += 1
-            digest.update(split_document(document, max_words, 0))
+            digest.update(split_document(document, max_words))
     if not digest.passages:
-        raise InputError(f"There is no text in {', '.join(map(str, files))}; a knowledge source needs documents.")
+        raise InputError(f"There is no text in {', '.join(map(str, files))}; give documents that have some.")
     return Corpus(tuple(files), max_words, documents, digest.passages, digest.fingerprint())
 
 

@@ -26,8 +26,12 @@ class Document:
     text: str
 
 
-def find_files(patterns: Sequence[str]) -> list[Path]:
+def find_files(patterns: Sequence[str], flag: str = "--csv_path") -> list[Path]:
     """The files that paths, globs and folders name, in order and each once; a folder gives its .txt and .md files.
+
+    Args:
+        patterns: the paths and globs.
+        flag: how the user gave them, for messages.
 
     Raises:
         InputError: a path or pattern names nothing.
@@ -38,10 +42,10 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         # Path.glob takes no absolute pattern.
         paths = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not paths:
-            raise InputError(f"There is no file {pattern}; give --csv_path files, folders or globs that exist.")
+            raise InputError(f"There is no file {pattern}; give {flag} files, folders or globs that exist.")
         found = [file for path in paths for file in _files_of(Path(path))]
         if not found:
-            raise InputError(f"The folder {pattern} holds no .txt or .md files.")
+            raise InputError(f"The folder {pattern} holds no .txt or .md files; give {flag} one that does.")
         files += found
     return list(dict.fromkeys(files))
 
@@ -135,7 +139,10 @@ def _read_csv(path: Path) -> Iterator[Document]:
         )
     for line, row in rows:
         if len(row) != len(names):
-            raise InputError(f"{path}, line {line}: {len(row)} column(s) instead of {len(names)} as in the header.")
+            raise InputError(
+                f"{path}, line {line}: {len(row)} column(s) instead of {len(names)} as in the header; put a text that "
+                'holds commas in "quotes".'
+            )
         values = dict(zip(names, row, strict=True))
         yield Document(title=values.get("title", ""), text=values["text"])
 
@@ -183,10 +190,10 @@ def _read_parquet(path: Path) -> Iterator[Document]:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is not a parquet file ({error}).") from error
+        raise InputError(f"{path} is not a parquet file ({error}); save it as parquet again.") from error
     names = file.schema_arrow.names
     if "text" not in names:
-        raise InputError(f"{path} has the columns {', '.join(names)}, but none named 'text'.")
+        raise InputError(f"{path} has the columns {', '.join(names)}, but none named 'text'; rename that of the texts.")
     columns = [name for name in ("title", "text") if name in names]
     for name in columns:
         kind = file.schema_arrow.field(name).type
@@ -197,7 +204,7 @@ def _read_parquet(path: Path) -> Iterator[Document]:
             for row in batch.to_pylist():
                 yield Document(title=row.get("title") or "", text=row["text"] or "")
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is damaged ({error}).") from error
+        raise InputError(f"{path} is damaged ({error}); save it again.") from error
 
 
 def _read_text(path: Path) -> Iterator[Document]:

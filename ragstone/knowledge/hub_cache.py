@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import InputError, LostError
+from ragstone.errors import InputError, LostError, one_line
 from ragstone.knowledge.manifest import checksum
 from ragstone.progress import ProgressBar, progress_bar
 
@@ -177,7 +177,7 @@ class HubCache:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"Another process downloads {self.repository} now; wait until it is done.") from None
+                raise InputError(f"Another process is downloading {self.repository}; wait until it is done.") from None
             yield
 
 
@@ -207,7 +207,7 @@ def _told(what: str) -> Iterator[None]:
     except HfHubHTTPError.__bases__ as error:  # type: ignore[misc]
         if getattr(error, "filename", None) is not None:
             raise
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        reason = one_line(error, 200) or type(error).__name__
         raise LostError(f"{what} ({reason}); {AGAIN}.") from error
 
 

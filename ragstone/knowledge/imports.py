@@ -109,7 +109,10 @@ def import_source(passages: Path, vectors: Sequence[Path], folder: Path, plan: I
             rows = [files.row(number, passage.id) for number, passage in group]
             if None in rows:
                 missing = group[rows.index(None)][1]
-                raise InputError(f"{passages}, line {missing.line}: the passage {missing.id!r} has no vector.")
+                raise InputError(
+                    f"{passages}, line {missing.line}: the passage {missing.id!r} has no vector; give the vectors that "
+                    "were made of these passages."
+                )
             found = files.take(np.array(rows, dtype=np.int64))
             writer.write([passage.title for _, passage in group], [passage.text for _, passage in group], found)
             bar.advance(len(group))

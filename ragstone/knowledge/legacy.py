@@ -77,7 +77,9 @@ def find_legacy_files(folder: Path) -> LegacyFiles:
         paths = sorted(folder.glob(pattern))
         if len(paths) != 1:
             listed = ", ".join(path.name for path in paths) or "none"
-            raise InputError(f"{folder} should hold one {pattern} with {what}, but has {listed}.")
+            raise InputError(
+                f"{folder} should hold one {pattern} with {what}, but has {listed}; give a folder that holds one."
+            )
         found.append(paths[0])
     return LegacyFiles(*found)
 
@@ -115,8 +117,8 @@ def convert_legacy(files: LegacyFiles, folder: Path, plan: ImportPlan) -> Manife
             bar.advance(len(titles))
     if row != len(vectors):
         raise InputError(
-            f"{files.index} holds {len(vectors)} vectors, but {files.meta} names other than that many passages; the "
-            "two belong to different indexes."
+            f"{files.index} holds {len(vectors)} vectors, but {files.meta} does not name as many passages: the two "
+            "belong to different indexes; give the files of one."
         )
     texts.unlink()
     return complete_source(folder, factory, plan.record(documents, max_words), began)
@@ -159,14 +161,17 @@ class LegacyVectors:
         try:
             return np.asarray(self._storage.reconstruct_n(first, count), dtype=np.float32)
         except RuntimeError as error:
-            raise InputError(f"{self._path} does not give its vectors back; only flat and HNSW indexes do.") from error
+            raise InputError(
+                f"{self._path} does not give its vectors back, as only flat and HNSW indexes do; build a knowledge "
+                "source from the passages."
+            ) from error
 
     def _refuse_uneven(self) -> None:
         sample = np.linspace(0, self._count - 1, min(self._count, 256)).astype(np.int64)
         lengths = np.array([(self._whole(int(row), 1) ** 2).sum() for row in sample])
         if lengths.std() > UNEVEN * lengths.mean():
             raise InputError(
-                f"{self._path} ranks by distance, over vectors of unequal length: it is none of DPR's; build a "
+                f"{self._path} ranks by distance, over vectors of unequal length: it is not one of DPR's; build a "
                 "knowledge source from the passages."
             )
 
@@ -177,8 +182,11 @@ def _unpickle_elsewhere(files: LegacyFiles, texts: Path) -> None:
     if done.returncode == legacy_pickles.REFUSED:
         raise InputError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was ended from outside, as for want of memory"])[-1]
-        raise InputError(f"{files.passages} could not be read by a process of its own ({last}).")
+        last = (done.stderr.strip().splitlines() or ["it was ended from outside, perhaps for want of memory"])[-1]
+        raise InputError(
+            f"{files.passages} could not be read by a process of its own ({last}); start again, or build a knowledge "
+            "source from the passages."
+        )
 
 
 def _read_texts(path: Path) -> Iterator[tuple[list[str], list[str]]]:

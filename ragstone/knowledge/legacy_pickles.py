@@ -136,7 +136,7 @@ class PlainUnpickler(pickle.Unpickler):
         """
         found = PLAIN.get((module, name))
         if found is None:
-            raise Refusal(f"it asks for {module}.{name}, which is no plain data and may run code")
+            raise Refusal(f"it asks for {module}.{name}, which is not plain data and may run code")
         return found
 
 
@@ -152,11 +152,13 @@ def load(path: Path) -> Any:
     except Refusal as error:
         raise Refusal(f"{path} is refused: {error}; nothing of it was run.") from error
     except OSError as error:
-        raise Refusal(f"{path} cannot be read: {error.strerror}.") from error
+        raise Refusal(f"{path} cannot be read: {error.strerror}; give a readable file.") from error
     # A damaged pickle can fail in any way.
     except Exception as error:
         reason = " ".join(str(error).split())[:160].rstrip(".")
-        raise Refusal(f"{path} is no pickle, or a damaged one ({type(error).__name__}: {reason}).") from error
+        raise Refusal(
+            f"{path} is not a pickle, or a damaged one ({type(error).__name__}: {reason}); copy it again."
+        ) from error
     return found.values if isinstance(found, _Array) else found
 
 
@@ -168,15 +170,23 @@ def rows(passages_path: Path, meta_path: Path) -> Iterator[tuple[str, str]]:
     """
     ids = load(meta_path)
     if not isinstance(ids, (list, tuple)):
-        raise Refusal(f"{meta_path} holds a {type(ids).__name__} instead of a list of ids.")
+        raise Refusal(
+            f"{meta_path} holds a {type(ids).__name__} instead of a list of ids; give the files of an old DPR index."
+        )
     passages = load(passages_path)
     if not isinstance(passages, dict):
-        raise Refusal(f"{passages_path} holds a {type(passages).__name__} instead of passages by id.")
+        raise Refusal(
+            f"{passages_path} holds a {type(passages).__name__} instead of passages by id; give the files of an old "
+            "DPR index."
+        )
     for row, name in enumerate(ids):
         found = _find(passages, name)
         if not isinstance(found, (tuple, list)) or len(found) < 2 or not all(isinstance(p, str) for p in found[:2]):
             what = "no passage" if found is None else "something else than a text and a title"
-            raise Refusal(f"{passages_path} holds {what} for {str(name)[:60]!r}, row {row} of {meta_path.name}.")
+            raise Refusal(
+                f"{passages_path} holds {what} for {str(name)[:60]!r}, row {row} of {meta_path.name}; give the files "
+                "of one index."
+            )
         yield found[1], found[0]
 
 

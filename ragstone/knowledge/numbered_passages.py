@@ -75,5 +75,5 @@ def count_numbered(path: Path) -> PassageCount:
         title = passage.title
         max_words = max(max_words, passage.text.count(" ") + 1)
     if not passages:
-        raise InputError(f"{path} holds no passages.")
+        raise InputError(f"{path} holds no passages; it should hold id, text and title on each line.")
     return PassageCount(passages, documents, max_words)

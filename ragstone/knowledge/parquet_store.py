@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 from ragstone.knowledge.columns import TextColumn, VectorColumn
 from ragstone.knowledge.passage_texts import as_passages, as_vectors, by_question, in_places
 from ragstone.knowledge.store import TEXT_COLUMNS, VECTORS, as_matrix
@@ -48,7 +48,7 @@ def parquet_files(folder: Path) -> list[Path]:
         if found is not None and (int(found[1]), int(found[2])) != (number, len(paths)):
             raise InputError(
                 f"{folder} holds {len(paths)} parquet files, but {paths[number].name} is one of {int(found[2])}; run "
-                "the download again, it goes on where it stopped."
+                "the download again, which goes on where it stopped."
             )
     return paths
 
@@ -108,12 +108,14 @@ class ParquetStore:
         self._cached_bytes = cached_bytes
         self._lock = threading.Lock()
         if not len(self):
-            raise InputError(f"The parquet files in {folder} hold no passages.")
+            raise InputError(f"The parquet files in {folder} hold no passages; download them again.")
         first = int(np.searchsorted(self._starts, 0, side="right")) - 1
         missing = set(COLUMNS) - set(self._file(first).parquet.schema_arrow.names)
         if missing:
             names = ", ".join(sorted(missing))
-            raise InputError(f"{self._paths[first]} has no column {names}; a source has {', '.join(COLUMNS)}.")
+            raise InputError(
+                f"{self._paths[first]} has no column {names}; give parquet files with {', '.join(COLUMNS)}."
+            )
         ((group, _),) = self._by_group(np.zeros(1, dtype=np.int64))
         self.dimension = group.vectors.matrix.shape[1]
 
@@ -225,7 +227,7 @@ def _row_count(path: Path) -> int:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200].rstrip(".")
+    reason = one_line(error, 200)
     return InputError(f"{path} cannot be read ({reason}); download it again.")
 
 

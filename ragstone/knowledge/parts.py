@@ -7,8 +7,10 @@ others.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
+import os
 import shutil
 import sys
 import uuid
@@ -27,6 +29,9 @@ from ragstone.output import write_text
 from ragstone.types import FloatArray, Passage
 
 RECORD_NAME = "parts.json"
+LOCK_NAME = "lock"
+"""Of a file, since network file systems keep no locks of folders."""
+PASSAGES = "passages-*.arrow"
 FINISHED = "embedded-*.arrow"
 UNFINISHED = "*.new"
 
@@ -45,7 +50,7 @@ class Part:
 
     @property
     def _path(self) -> Path:
-        return self.folder / f"passages-{self.number:05d}.arrow"
+        return self.folder / PASSAGES.replace("*", f"{self.number:05d}")
 
     def write(self, passages: list[Passage]) -> None:
         """Write its passages, without vectors."""
@@ -142,7 +147,7 @@ class Parts:
                 part.finished_path.unlink()
                 raise InputError(
                     f"{part.finished_path} had {there:,} passages instead of {due:,}, and was removed; give the "
-                    "same command again, which makes it anew, and one at a time."
+                    "same command again to rebuild it, and run only one build at a time."
                 )
         folder.mkdir(parents=True)
         names = shard_names(len(self._parts))
@@ -172,14 +177,13 @@ def open_parts(folder: Path, corpus: Corpus, encoder: TextEncoder, precision: st
     earlier = _read_record(folder)
     if earlier is not None and _count_finished(folder):
         _refuse_others(folder, earlier, record)
-        for path in folder.glob(UNFINISHED):
-            path.unlink(missing_ok=True)
+        _remove(folder, UNFINISHED)
         parts = Parts(folder, corpus, earlier.passages_per_part)
         done = len(parts) - len(parts.unfinished())
         print(f"{folder} has {done} of {len(parts)} parts from an earlier start.", file=sys.stderr)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        _remove(folder, UNFINISHED)
+        _remove(folder, PASSAGES)
         write_text(folder / RECORD_NAME, json.dumps(dataclasses.asdict(record), indent=2) + "\n")
         parts = Parts(folder, corpus, passages_per_part)
     parts.write()
@@ -188,16 +192,55 @@ def open_parts(folder: Path, corpus: Corpus, encoder: TextEncoder, precision: st
 
 @contextmanager
 def keep_finished_parts(folder: Path) -> Iterator[None]:
-    """When the with-block fails, finished parts stay in `folder` and the user is told; without any, it is removed."""
-    try:
-        yield
-    except BaseException as error:
-        finished = _count_finished(folder)
-        if not finished and (folder / RECORD_NAME).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-        elif finished and not isinstance(error, InputError):
-            print(f"{folder} keeps {finished} finished part(s); the same command goes on with them.", file=sys.stderr)
-        raise
+    """The folder, which goes when the with-block ends well. Else finished parts stay in it, and the user is told.
+
+    Raises:
+        InputError: another process is within such a with-block, as far as the file system can tell.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        try:
+            yield
+        except BaseException as error:
+            finished = _count_finished(folder)
+            if finished and not isinstance(error, InputError):
+                kept = f"{folder} keeps {finished} finished part(s)"
+                print(f"{kept}; the same command goes on with them.", file=sys.stderr)
+            if not finished and _is_ours(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    path = folder / LOCK_NAME
+    with path.open("w") as lock:
+        busy = InputError(f"Another process is making parts in {folder}; wait until it is done.")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:
+            # Not every network file system can: there, nobody is kept out.
+            pass
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            # The other process was done just now.
+            raise busy
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it holds nothing but what is made here."""
+    return (folder / RECORD_NAME).is_file() or {path.name for path in folder.iterdir()} <= {LOCK_NAME}
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink(missing_ok=True)
 
 
 def _count_finished(folder: Path) -> int:
@@ -210,7 +253,7 @@ def _read_record(folder: Path) -> Record | None:
     try:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not _is_ours(folder):
             raise InputError(f"{folder} is where the build would keep its parts, but is not empty; move it.") from None
         return None
     except (ValueError, TypeError) as error:
@@ -226,6 +269,6 @@ def _refuse_others(folder: Path, earlier: Record, record: Record) -> None:
     for what, differ in others.items():
         if differ:
             raise InputError(
-                f"{folder} has finished parts of {what}, from an earlier start; start as then to go on, or remove the "
-                "folder to begin anew."
+                f"{folder} has finished parts of {what}, from an earlier start; start as before to go on, or remove "
+                "the folder to begin anew."
             )

@@ -20,7 +20,7 @@ import torch
 
 from ragstone.encoders.precision import Precision, best_device, compute_dtype
 from ragstone.encoders.text_encoder import TextEncoder
-from ragstone.errors import InputError, LostError
+from ragstone.errors import InputError, LostError, one_line
 from ragstone.knowledge.build import BuildPlan
 from ragstone.knowledge.corpus import Corpus
 from ragstone.knowledge.embedding import embed_groups
@@ -202,7 +202,7 @@ def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
         # A fault in the program: what Ray tells of it shows where.
         raise
     except Exception as error:  # Ray Data has several classes for a cluster that is not able to go on
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = one_line(error)
         raise LostError(f"The Ray cluster cannot go on ({reason}); see ray status, and start again.") from error
 
 

@@ -264,8 +264,8 @@ def _shard_paths(folder: Path) -> list[Path]:
     state_path = folder / "state.json"
     if not state_path.is_file():
         raise InputError(
-            f"{folder} is no knowledge source: it has no state.json; --passages_path takes the folder that "
-            "ragstone build-knowledge wrote, or the my_knowledge_dataset folder in it."
+            f"{folder} is not a knowledge source: it has no state.json; give the folder that ragstone build-knowledge "
+            "wrote, or the my_knowledge_dataset folder in it."
         )
     try:
         names = [entry["filename"] for entry in json.loads(state_path.read_text(encoding="utf-8"))["_data_files"]]
@@ -280,7 +280,7 @@ def _map_batches(path: Path) -> list[Any]:
         missing = set(TEXT_COLUMNS) - set(reader.schema.names)
         if missing:
             raise InputError(
-                f"{path} has no column {', '.join(sorted(missing))}; a source has title, text and, for search by "
+                f"{path} has no column {', '.join(sorted(missing))}; give a source with title, text and, for search by "
                 "vectors, embeddings."
             )
         return [batch for batch in reader if batch.num_rows]

@@ -97,7 +97,7 @@ def update_knowledge_source(old: Path, new: Path, plan: UpdatePlan, open_encoder
     if plan.index is not None:
         factory = factory_string(plan.index, source.dimension, kept + added, plan.m)
     elif not factory:
-        raise InputError(f"{old} has no {FILE_NAME}, which would name its index; say by --index which one to build.")
+        raise InputError(f"{old} has no {FILE_NAME}, which would name its index; say with --index which one to build.")
     encoder = open_encoder(manifest) if corpus is not None and source.has_vectors else None
     if encoder is not None:
         _refuse_other_encoder(encoder, manifest, source)
@@ -138,8 +138,8 @@ def _titles(files: tuple[Path, ...]) -> set[str]:
     titles = {document.title for document in read_documents(files)}
     if "" in titles:
         raise InputError(
-            "A document that is to be added has no title, so that --replace cannot tell which one it replaces; give it "
-            "a title, or leave --replace out."
+            "A document that is to be added has no title, so --replace cannot tell which one it replaces; give it a "
+            "title, or leave --replace out."
         )
     return titles
 
@@ -166,8 +166,8 @@ def _refuse_unknown(titles: set[str], folder: Path) -> None:
     if titles:
         first = ", ".join(map(repr, sorted(titles)[:3])) + (", ..." if len(titles) > 3 else "")
         raise InputError(
-            f"{folder} has no passage of {len(titles)} of the titles that are to be deleted ({first}); a title is "
-            "written as it is there, with capitals and blanks."
+            f"{folder} has no passage of {len(titles)} of the titles that are to be deleted ({first}); write a title "
+            "as it is there, with capitals and blanks."
         )
 
 

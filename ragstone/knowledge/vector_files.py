@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 from ragstone.types import FloatArray, IntArray
 
 SHAPE = "a matrix of numbers with a row for each passage"
@@ -52,7 +52,9 @@ class VectorFiles:
                     "give the files of one encoder."
                 )
             if (file.ids is None) != (first.ids is None):
-                raise InputError(f"{file.path} and {first.path}: one names its rows and the other does not.")
+                raise InputError(
+                    f"{file.path} and {first.path}: one names its rows and the other does not; give files of one kind."
+                )
         self.dimension = first.dimension
         self._starts = np.array([0, *itertools.accumulate(file.rows for file in self._files)], dtype=np.int64)
         self._rows: dict[str, int] | None = None
@@ -60,7 +62,10 @@ class VectorFiles:
             names = itertools.chain.from_iterable(file.ids or () for file in self._files)
             self._rows = {name: row for row, name in enumerate(names)}
             if len(self._rows) != len(self):
-                raise InputError(f"{first.path} and what follows it name {len(self) - len(self._rows)} rows twice.")
+                raise InputError(
+                    f"{first.path} and what follows it name {len(self) - len(self._rows)} rows twice; give each row a "
+                    "name of its own."
+                )
 
     def __len__(self) -> int:
         """n of all files."""
@@ -84,7 +89,9 @@ class VectorFiles:
             found[inside] = self._files[number].take(wanted)
             broken = np.flatnonzero(~np.isfinite(found[inside]).all(axis=1))
             if len(broken):
-                raise InputError(f"{self._files[number].path}, row {wanted[broken[0]]}: the vector is not finite.")
+                raise InputError(
+                    f"{self._files[number].path}, row {wanted[broken[0]]}: the vector is not finite; make it anew."
+                )
         return found
 
 
@@ -108,10 +115,11 @@ def _open_npy(path: Path) -> VectorFile:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{path} is no .npy file of numbers ({_reason(error)}); Python objects in it are not unpickled."
+            f"{path} is not a .npy file of numbers ({one_line(error, 160)}); save the numbers alone, as Python objects "
+            "are not unpickled."
         ) from error
     if matrix.ndim != 2 or matrix.dtype.kind != "f":
-        raise InputError(f"{path} holds {matrix.dtype} of shape {list(matrix.shape)}, not {SHAPE}.")
+        raise InputError(f"{path} holds {matrix.dtype} of shape {list(matrix.shape)}; it should hold {SHAPE}.")
     rows, dimension = matrix.shape
     return VectorFile(path, rows, dimension, None, lambda wanted: matrix[wanted].astype(np.float32))
 
@@ -146,9 +154,7 @@ def _load_pt(path: Path) -> Any:
         except (OSError, EOFError, RuntimeError, ValueError) as error:
             # Files of old releases cannot be mapped.
             if not mapped:
-                raise InputError(f"{path} is no .pt file ({_reason(error)}).") from error
+                raise InputError(
+                    f"{path} is not a .pt file ({one_line(error, 160)}); save the tensor again with torch.save."
+                ) from error
     raise AssertionError("unreachable")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160].rstrip(".")

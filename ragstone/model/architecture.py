@@ -41,8 +41,7 @@ def auto_class(config: Any, name: str) -> Any:
     if is_generator(config):
         return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     raise InputError(
-        f"{name} is a {config.model_type} model, which writes no text after text; take a generator, such as BART, T5 "
-        "or Llama."
+        f"{name} is a {config.model_type} model, which generates no text; take a generator, such as BART, T5 or Llama."
     )
 
 

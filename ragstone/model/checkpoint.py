@@ -24,7 +24,7 @@ from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
-from ragstone.model.fingerprint import fingerprint
+from ragstone.model.fingerprint import NOT_SETTINGS, fingerprint
 from ragstone.model.generator import Generator
 from ragstone.model.generator_wish import GeneratorWish, spare_odd_layers
 from ragstone.model.holder import Holder
@@ -77,8 +77,7 @@ class Checkpoint:
     @property
     def passage_encoder(self) -> EncoderRecord | None:
         """The passage encoder that the question encoder belongs to; None where the checkpoint does not know."""
-        own = own_settings(self.config)
-        return EncoderRecord.read(own.get("passage_encoder") or own.get("passage_encoder_fingerprint"))
+        return EncoderRecord.read(own_settings(self.config).get("passage_encoder"))
 
     @property
     def question_encoder_origin(self) -> EncoderRecord | None:
@@ -143,7 +142,7 @@ def load_checkpoint(
     )
     settings = _encoder_settings(config)
     missing = [key for key in report["missing_keys"] if settings.pooling == "pooler" or ".pooler." not in key]
-    refuse_new_weights(name_or_path, sorted(missing), allowed=False)
+    refuse_new_weights(name_or_path, sorted(missing), allowed=None)
     tokenizers = {}
     for part in ("question_encoder", "generator"):
         # Older checkpoints' tokenizers do not say of which class they are; it follows from the model that they are for.
@@ -281,4 +280,4 @@ def _encoder_settings(config: Any) -> EncoderSettings:
 def _plain_generation(generation_config: Any) -> dict[str, Any]:
     """The generator's own generation settings, which transformers' RAG classes would lose."""
     values = json.loads(generation_config.to_json_string(use_diff=True))
-    return {key: value for key, value in values.items() if key not in ("transformers_version", "_from_model_config")}
+    return {key: value for key, value in values.items() if key not in NOT_SETTINGS}

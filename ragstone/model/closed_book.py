@@ -60,10 +60,7 @@ class ClosedBook(nn.Module):
         labels = self.generator.tokenize_targets(answers, self._max_target_length)
         smoothing = self._label_smoothing
         reading = self.reader.read(*self._encode(questions), labels, smoothing > 0)
-        nll = -reading.log_likelihood.sum()
-        loss = nll
-        if reading.smoothing is not None:
-            loss = (1 - smoothing) * nll - smoothing * reading.smoothing.sum()
+        loss, nll = reading.losses(smoothing)
         tokens = int((labels != IGNORED).sum())
         return BatchLoss(loss, nll.item(), len(questions), tokens, None, 0.0, 0.0)
 

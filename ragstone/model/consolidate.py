@@ -164,8 +164,8 @@ def _partner(encoder: TextEncoder, parts: Parts) -> EncoderRecord | None:
     recorded = EncoderRecord.read(getattr(encoder.model.config, PASSAGE_ENCODER_KEY, None))
     options: dict[str, Any] = {"normalize": parts.passage_normalize, "prompt": parts.passage_prompt}
     if parts.passage_encoder is not None:
-        named = load_encoder(parts.passage_encoder, "passage", pooling=parts.passage_pooling, **options)
-        return named.record()
+        options |= {"pooling": parts.passage_pooling, "pooling_remedy": "leave --passage_pooling out"}
+        return load_encoder(parts.passage_encoder, "passage", **options).record()
     if recorded is None and is_sentence_transformers(parts.question_encoder):
         pooling = parts.passage_pooling or parts.pooling
         return load_encoder(parts.question_encoder, "passage", pooling=pooling, **options).record()
@@ -186,7 +186,7 @@ def _refuse_settings_of_nobody(parts: Parts) -> None:
     config = pretrained(AutoConfig, parts.question_encoder, "config.json")
     if getattr(config, PASSAGE_ENCODER_KEY, None) is not None or not is_sentence_transformers(parts.question_encoder):
         raise InputError(
-            "--passage_pooling, --passage_normalize and --passage_prompt tell of a passage encoder; name it with "
+            "--passage_pooling, --passage_normalize and --passage_prompt describe a passage encoder; name it with "
             "--passage_encoder_name_or_path."
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 
 FILE_NAME = "model.safetensors"
 PREFIX = "rag.question_encoder."
@@ -32,5 +32,5 @@ def load_encoder_weights(model: Any, folder: Path) -> None:
         weights = load_file(path)
         model.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(error, 200)
         raise InputError(f"{path} cannot be used ({reason}); copy the checkpoint again, whole.") from error

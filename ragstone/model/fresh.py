@@ -99,11 +99,12 @@ def generator_from_encoder(
     config = encoder.config
     if config.model_type != "bert":
         raise InputError(
-            f"{name_or_path} is a {config.model_type} model; a generator can start from the layers of a BERT only."
+            f"{name_or_path} is a {config.model_type} model, but a generator can start only from the layers of a BERT; "
+            "give one."
         )
     for name, layers in (("--encoder_layers", encoder_layers), ("--decoder_layers", decoder_layers)):
         if layers > config.num_hidden_layers:
-            raise InputError(f"{name} is {layers}, but {name_or_path} has {config.num_hidden_layers} layers.")
+            raise InputError(f"{name} is {layers}, but {name_or_path} has {config.num_hidden_layers} layers; lower it.")
     words = encoder.embeddings.word_embeddings.weight
     tokenizer = _plain_tokenizer(name_or_path, len(words))
     size = GeneratorSize(

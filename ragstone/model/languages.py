@@ -60,8 +60,8 @@ def _refuse_languages(wanted: Languages, name: str) -> None:
     for flag, code in (("src_lang", wanted.source), ("tgt_lang", wanted.target)):
         if code is not None:
             raise InputError(
-                f"--{flag} is {code!r}, but the tokenizer of {name} has no codes of languages; leave it out (a model "
-                "that takes the language as text before its input gets that by --prefix)."
+                f"--{flag} is {code!r}, but the tokenizer of {name} has no language codes; leave it out (a model that "
+                "takes the language as text before its input gets that from finetune's --prefix)."
             )
 
 

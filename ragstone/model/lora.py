@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 
 ALL_LINEAR = "all-linear"
 READ_PAST = {"dt_proj", "out_proj"}
@@ -48,8 +48,8 @@ def _add(peft: Any, model: Any, settings: LoraSettings) -> Any:
     past = _read_past(model)
     if past and READ_PAST & {*settings.target_modules}:
         raise InputError(
-            f"--lora_target_modules {asked}: the {model.config.model_type} generator reads the weights of "
-            f"{' and '.join(sorted(READ_PAST))} past adapters; leave them out."
+            f"--lora_target_modules {asked}: the {model.config.model_type} generator uses the weights of "
+            f"{' and '.join(sorted(READ_PAST))} without their adapters; leave them out."
         )
     config = peft.LoraConfig(
         r=settings.r,
@@ -63,8 +63,10 @@ def _add(peft: Any, model: Any, settings: LoraSettings) -> Any:
         return peft.get_peft_model(model, config)
     except ValueError as error:
         if names & {*settings.target_modules}:
-            reason = " ".join(str(error).split())[:300].rstrip(".")
-            raise InputError(f"--lora_target_modules {asked} cannot have adapters ({reason}).") from error
+            reason = one_line(error)
+            raise InputError(
+                f"--lora_target_modules {asked} cannot have adapters ({reason}); name other layers, or leave it out."
+            ) from error
         raise InputError(
             f"--lora_target_modules {asked} names no layer of the generator; its layers are {', '.join(sorted(names))}."
         ) from error
@@ -91,7 +93,7 @@ def load_adapters(model: Any, folder: Path) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = one_line(error)
         raise InputError(f"The adapters in {folder} cannot be used ({reason}); train them again.") from error
 
 

@@ -141,7 +141,10 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
             "two tokenizers of its own; leave it out, or join the parts anew with ragstone consolidate."
         )
     if request.model_type is not None and request.model_type not in RAG_TYPES:
-        raise InputError(f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}.")
+        raise InputError(
+            f"{request.name_or_path} is a RAG checkpoint and cannot be opened as {request.model_type}; leave "
+            "--model_type out."
+        )
     chosen, method = _retrieval(request, config)
     checkpoint = load_checkpoint(
         request.name_or_path,
@@ -228,14 +231,14 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     if request.quantization is not None:
         raise InputError(f"--quantization is for RAG checkpoints, but {name} is a generator alone; leave it out.")
     if request.model_type is not None and request.model_type != model_type:
-        raise InputError(f"{name} is a {model_type} model, not {request.model_type}; leave --model_type out or set it.")
+        raise InputError(f"{name} is a {model_type} model, not {request.model_type}; leave --model_type out.")
     config = pretrained(AutoConfig, request.config_name or name, "config.json", cache_dir=cache_dir)
     model_class = auto_class(config, name)
     change_config(config, request.generator_changes)
     model, report = pretrained(
         model_class, name, "weights", config=config, output_loading_info=True, cache_dir=cache_dir
     )
-    refuse_new_weights(name, sorted(report["missing_keys"]), allowed=False)
+    refuse_new_weights(name, sorted(report["missing_keys"]), allowed=None)
     tokenizer = pretrained_tokenizer(request.tokenizer_name or name, cache_dir=cache_dir)
     set_languages(model, tokenizer, request.languages, name)
     model = model.to(GeneratorWish(torch_dtype=request.torch_dtype).weight_type)
@@ -283,7 +286,7 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
     generator, lora = checkpoint.generator, request.lora
     if lora is not None and request.quantization == "4bit" and generator.model.device.type == "cpu":
         # What bitsandbytes multiplies 4 bits with on a CPU has no gradient.
-        raise InputError("--quantization 4bit can be trained beside on a GPU only; on a CPU take 8bit.")
+        raise InputError("Beside --quantization 4bit, adapters can be trained on a GPU only; on a CPU take 8bit.")
     if request.quantization is not None and lora is None:
         # A search or an evaluation; rounded weights have no gradients.
         generator.model.requires_grad_(False)

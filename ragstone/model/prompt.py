@@ -83,9 +83,9 @@ def _chat_wrapping(tokenizer: Any) -> Wrapping:
         before, mark, after = written(("user", MARK), add_generation_prompt=True).partition(MARK)
         behind = written(("user", "?"), ("assistant", MARK)).rpartition(MARK)[2]
     except Exception as error:  # a template is a program of its own
-        raise InputError(f"The generator's chat template cannot be used ({error}); leave --chat out.") from error
+        raise InputError(f"The generator's chat template cannot be used ({error}); give --no_chat.") from error
     if not mark:
-        raise InputError("The generator's chat template leaves out what the user says; leave --chat out.")
+        raise InputError("The generator's chat template leaves out what the user says; give --no_chat.")
     special = {*tokenizer.all_special_ids}
     special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = next((i for i in tokenizer(behind, add_special_tokens=False)["input_ids"] if i in special), None)

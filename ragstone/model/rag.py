@@ -108,10 +108,7 @@ class RagModel(nn.Module):
         labels = self.generator.tokenize_targets(answers, self.options.max_target_length)
         smoothing = self.options.label_smoothing
         reading = self.reader.read(self._encode(evidence, questions), evidence.log_prior, labels, smoothing > 0)
-        nll = -reading.log_likelihood.sum()
-        loss = nll
-        if reading.smoothing is not None:
-            loss = (1 - smoothing) * nll - smoothing * reading.smoothing.sum()
+        loss, nll = reading.losses(smoothing)
         posterior = reading.posterior
         return BatchLoss(
             loss=loss,
@@ -222,7 +219,9 @@ class RagModel(nn.Module):
                     f"{_count(len(values), 'score')}; give each passage one score."
                 )
             if not all(map(math.isfinite, values)):
-                raise InputError(f"The question {questions[row]!r} has a passage whose score is no finite number.")
+                raise InputError(
+                    f"The question {questions[row]!r} has a passage whose score is not finite; give it a finite one."
+                )
         n = max(1, *map(len, passages))
         padded = [[*found, *[NO_PASSAGE] * (n - len(found))] for found in passages]
         device = self.question_encoder.device

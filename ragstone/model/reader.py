@@ -47,6 +47,13 @@ class Reading:
     smoothing: torch.Tensor | None
     """[B] the log-likelihood's counterpart for label smoothing, where asked for."""
 
+    def losses(self, label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss over all answers, and their negative log-likelihood: scalars, the same without smoothing."""
+        nll = -self.log_likelihood.sum()
+        if self.smoothing is None:
+            return nll, nll
+        return (1 - label_smoothing) * nll - label_smoothing * self.smoothing.sum(), nll
+
 
 @dataclass(frozen=True)
 class Hypothesis:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ragstone.encoders.load import load_encoder, pretrained
-from ragstone.errors import InputError
+from ragstone.errors import InputError, one_line
 from ragstone.model.architecture import is_generator
 from ragstone.model.checkpoint import ADAPTER, load_checkpoint
 from ragstone.model.open import ModelRequest, open_model
@@ -103,7 +103,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         else:
             yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(error, 200)
         raise InputError(f"{path} is damaged or cut off ({reason}); {REMEDY}.") from error
 
 

@@ -24,7 +24,7 @@ from ragstone.errors import InputError, LostError, refused_by_system
 from ragstone.processes.environment import Place, place
 from ragstone.processes.exchange import Bytes, Post, gather_bytes
 from ragstone.processes.guard import Guard
-from ragstone.processes.launch import end_lost
+from ragstone.processes.launch import GO_ON, end_lost
 from ragstone.processes.processes import OneProcess, Processes
 from ragstone.processes.watch import Watch
 
@@ -95,17 +95,17 @@ class ProcessGroup:
             raise error
         missing = self._watch.missing()
         if missing is not None and not [rank for rank in missing if rank != self.place.rank]:
-            raise LostError(f"{self._in_vain}, though every rank is alive: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise LostError(f"{self._in_vain}, though every rank is alive ({reason}); {GO_ON}.") from error
         raise self.lost(missing) from error
 
     def lost(self, missing: Sequence[int] | None) -> LostError:
         """The error that this process waits for ranks in vain; None: that it cannot reach the first one's host."""
-        go_on = "--resume goes on from the last checkpoint."
         if missing is None:
-            return LostError(f"{self._in_vain}: rank 0's host {_master()} cannot be reached; {go_on}")
+            return LostError(f"{self._in_vain}: rank 0's host {_master()} cannot be reached; {GO_ON}.")
         others = [rank for rank in missing if rank != self.place.rank]
         named = f"rank {others[0]} is" if len(others) == 1 else f"ranks {', '.join(map(str, others))} are"
-        return LostError(f"{self._in_vain}: {named} gone or stopped; {go_on}")
+        return LostError(f"{self._in_vain}: {named} gone or stopped; {GO_ON}.")
 
     @property
     def _in_vain(self) -> str:
@@ -146,7 +146,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Processes]:
     except RuntimeError as error:
         raise LostError(
             f"Rank {where.rank} of {where.size} could not meet the others at {_master()} within {timeout:g} s "
-            f"({str(error).splitlines()[0]})."
+            f"({str(error).splitlines()[0]}); start all of them together, on hosts that reach that address."
         ) from error
     watch = Watch(PrefixStore("watch", store.clone()), rank, size)
     group = ProcessGroup(where, messages, watch, timeout)

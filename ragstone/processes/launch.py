@@ -20,6 +20,8 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 LOOPBACK = "127.0.0.1"
+GO_ON = "--resume goes on from the last checkpoint"
+"""What a user does about a run that has lost a process."""
 RUN_ID = "ragstone"
 """Of a run that `launch` has started, in the environment of its processes."""
 SECONDS_TO_STOP = 15
@@ -110,13 +112,13 @@ def _tell(failures: Mapping[int, Any]) -> NoReturn:
     rank, failure = ranked[0]
     if failure.exitcode < 0:
         raise LostError(
-            f"Rank {rank} (process {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}; the others "
-            "were stopped."
+            f"Rank {rank} (process {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}, and the "
+            f"others were stopped; {GO_ON}."
         )
     if not Path(failure.error_file).is_file():
         raise LostError(
-            f"Rank {rank} (process {failure.pid}) ended with exit code {failure.exitcode} and did not say why; the "
-            "others were stopped."
+            f"Rank {rank} (process {failure.pid}) ended with exit code {failure.exitcode} without saying why, and "
+            f"the others were stopped; {GO_ON}."
         )
     message = failure.error_file_data["message"]
     text = message["message"] if isinstance(message, dict) else str(message)

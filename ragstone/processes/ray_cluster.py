@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import InputError, LostError
+from ragstone.errors import InputError, LostError, one_line
 from ragstone.processes import ray_head
 from ragstone.processes.launch import end_lost
 
@@ -85,7 +85,7 @@ class RayCluster:
                     # Ray sends its token to the cluster that it finds itself, without being told to.
                     ray.init(address=AUTO if named_auto else running, **quiet)
                 except Exception as error:  # each way of being turned away raises a class of its own
-                    reason = " ".join(str(error).split())[:300].rstrip(".")
+                    reason = one_line(error)
                     raise InputError(
                         f"The Ray cluster at {running} cannot be used ({reason}); run the command on one of its "
                         "hosts, with the versions of Ray and Python and the token that it was started with."
@@ -164,9 +164,9 @@ def _running(address: str) -> str | None:
         return None
     reason = _silence(named)
     if reason is not None:
+        other = "unset RAY_ADDRESS" if address == AUTO else "leave --ray_address out"
         raise InputError(
-            f"No Ray cluster answers at {named} ({reason}); start one there with ray start --head, or leave "
-            "--ray_address out."
+            f"No Ray cluster answers at {named} ({reason}); start one there with ray start --head, or {other}."
         )
     return named
 

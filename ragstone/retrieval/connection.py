@@ -75,6 +75,13 @@ class Answer:
         raise InputError(told) if self.kind == REFUSED else RuntimeError(f"A retrieval worker failed:\n{told}")
 
 
+def listens(address: Address, seconds: float) -> bool:
+    """Whether a process listens there, which may hang all the same: the system takes connections for it."""
+    with suppress(OSError), socket.create_connection((address.host, address.port), seconds):
+        return True
+    return False
+
+
 class Connection:
     """A way to a worker, for one request at a time."""
 

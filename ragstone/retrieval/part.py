@@ -56,8 +56,8 @@ def exact_part(
     except torch.OutOfMemoryError as error:
         needed = bytes_on_device(last - first, source.dimension)
         raise InputError(
-            f"--index_device cuda: the vectors of {source.store.folder} take {needed / 2**30:.1f} GiB, which GPU "
-            f"{torch.cuda.current_device()} of {socket.gethostname()} has not free; {REMEDY}."
+            f"--index_device cuda: the vectors of {source.store.folder} take {needed / 2**30:.1f} GiB, more than "
+            f"GPU {torch.cuda.current_device()} of {socket.gethostname()} has free; {REMEDY}."
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ragstone.errors import LostError
 from ragstone.retrieval.connection import Address, Server
 from ragstone.retrieval.message import Request
-from ragstone.retrieval.ray_line import Call, GoneError, Line, Promise, lost, server_here
+from ragstone.retrieval.ray_line import AwayError, Call, GoneError, Line, Promise, lost, server_here
 
 NAMESPACE = "ragstone"
 """Of all actors."""
@@ -136,7 +136,7 @@ class Crew:
         count = len(names)
         titles = [f"Retrieval worker {number} of {count}{serves}" for number in range(1, count + 1)]
         titles = titles if count > 1 else [f"The retrieval worker{serves}"]
-        self._lines = [Line(actor, title, timeout) for actor, title in zip(actors, titles, strict=True)]
+        self._lines = [Line(actor, title, timeout, ready="info") for actor, title in zip(actors, titles, strict=True)]
         self._gone: dict[int, str] = {}
         self._timeout = timeout
         self._serves = serves
@@ -183,14 +183,13 @@ class Crew:
         return call
 
     def finish(self, call: Call) -> bytearray:
-        """Wait for the answer to a request; see `call`. Where a worker is gone for good, another is asked."""
+        """Wait for the answer to a request; see `call`. Where a worker is gone or away, another is asked."""
         while True:
-            with self._noting_who_is_gone(call.worker):
-                answer = self._lines[call.worker].answer(call)
-                # Of a board that is gone, the next request tells.
-                with suppress(LostError):
-                    self._board.release(call.worker)
+            with suppress(AwayError), self._noting_who_is_gone(call.worker):
+                answer = self._lines[call.worker].answer(call, lambda: self._has_others(call.worker))
+                self._release(call.worker)
                 return answer.opened()
+            self._release(call.worker)
             self._assign(call)
 
     def close(self) -> None:
@@ -219,10 +218,22 @@ class Crew:
             raise lost(workers, self._timeout, next(iter(self._gone.values())))
         return usable
 
+    def _reachable(self) -> list[int]:
+        return [number for number in self._usable() if self._lines[number].is_there()]
+
+    def _has_others(self, worker: int) -> bool:
+        """Whether another one than `worker` can be asked."""
+        return any(number != worker for number in self._reachable())
+
     def _assign(self, call: Call) -> None:
-        """Send it to the least busy of the workers that are not gone."""
-        call.worker = self._board.take(self._usable())
+        """Send it to the least busy of the workers that can be reached, or else may come back."""
+        call.worker = self._board.take(self._reachable() or self._usable())
         self._lines[call.worker].send(call)
+
+    def _release(self, worker: int) -> None:
+        # Of a board that is gone, the next request tells.
+        with suppress(LostError):
+            self._board.release(worker)
 
 
 def call_each(crews: Sequence[Crew], requests: Sequence[Request]) -> list[bytearray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ragstone.errors import InputError, LostError
-from ragstone.retrieval.connection import Address, Answer, Connection, Payload, Server
+from ragstone.retrieval.connection import Address, Answer, Connection, Payload, Server, listens
 
 PATIENCE = 5.0
 """Seconds without an answer after which Ray is asked whether the actor is still there."""
@@ -21,10 +22,44 @@ HUNG = 60.0
 """Seconds without an answer to Ray after which a connected actor hangs; at most a quarter of the time-out."""
 PAUSE = 0.1
 """Seconds before an actor is asked again at the address where the connection broke."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks for an actor that is away, and that each may take."""
 
 
 class GoneError(Exception):
     """An actor is gone for good; the message is Ray's."""
+
+
+class AwayError(Exception):
+    """An actor cannot be reached for now."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a call through Ray will give."""
+
+    reference: Any
+    made: float
+    began: float
+    """From when on the time-out counts."""
+
+    def is_kept(self, seconds: float) -> bool:
+        """Wait for it, for at most so long."""
+        import ray
+
+        return bool(ray.wait([self.reference], timeout=seconds)[0])
+
+
+@dataclass
+class Away:
+    """An actor that could not be reached."""
+
+    ready: Promise
+    whereabouts: Promise
+    look_at: float
+    """When it is looked for next."""
+    restarted: bool = False
+    """Whether it hung, and Ray was asked to start it anew."""
 
 
 @dataclass
@@ -37,20 +72,14 @@ class Call:
     """Number of the one that was asked, where there are several."""
     connection: Connection | None = None
     """By which it was asked; None where it could not be yet, and where it has answered."""
+    whereabouts: Promise | None = None
+    """Where the actor is, if Ray was asked and has not said it yet."""
 
     def drop(self) -> None:
         """Its connection is of no use any more, or nobody waits for the answer."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What a call through Ray will give."""
-
-    reference: Any
-    began: float
 
 
 def server_here(answer: Callable[[bytearray], Payload]) -> Server:
@@ -75,17 +104,31 @@ def server_here(answer: Callable[[bytearray], Payload]) -> Server:
 class Line:
     """To one actor, whose method `address` says where it answers: elsewhere, when it died and Ray started it anew."""
 
-    def __init__(self, actor: Any, name: str, timeout: float) -> None:
-        """The way to `actor`, called `name` in sentences, which must answer within `timeout` seconds; see `connect`."""
+    def __init__(self, actor: Any, name: str, timeout: float, ready: str = "address") -> None:
+        """The way to `actor`, called `name` in sentences, which must answer within `timeout` seconds; see `connect`.
+
+        `ready` is the method of it that Ray must have heard an answer of before one that was away is asked again.
+        """
         self._actor = actor
         self._name = name
         self._timeout = timeout
+        self._ready = ready
         self._address: Address | None = None
         self._idle: list[Connection] = []
+        self._away: Away | None = None
+        self._looking = threading.Lock()
+
+    def is_there(self) -> bool:
+        """Whether it can be asked: where `answer` could not reach it, not before a look, now and then, finds it."""
+        with self._looking:
+            if self._away is not None and time.monotonic() >= self._away.look_at:
+                self._look(self._away)
+            return self._away is None
 
     def promise(self, method: str, began: float | None = None) -> Promise:
         """Let Ray call a method of the actor, in time counted from `began`, else from now."""
-        return Promise(getattr(self._actor, method).remote(), time.monotonic() if began is None else began)
+        now = time.monotonic()
+        return Promise(getattr(self._actor, method).remote(), now, now if began is None else began)
 
     def value(self, promise: Promise) -> Any:
         """What it gives.
@@ -127,20 +170,31 @@ class Line:
 
     def send(self, call: Call) -> None:
         """Send a request, if the actor can be reached where it was last; else `answer` does."""
+        call.whereabouts = None
         try:
             call.connection = self._connection(call)
             call.connection.send(call.request, self._left(call))
         except OSError:
             call.drop()
 
-    def answer(self, call: Call) -> Answer:
+    def answer(self, call: Call, others: Callable[[], bool] = lambda: False) -> Answer:
         """Wait for the answer; where the actor was replaced, the new one is asked. One that hangs is replaced.
 
+        Args:
+            call: the request.
+            others: says whether another actor can be asked instead.
+
         Raises:
+            AwayError: it cannot be reached now, and there are others. See `is_there`.
             GoneError, LostError: see `value`.
         """
         try:
             while (answer := self._received(call)) is None:
+                if call.began + self._timeout < time.monotonic():
+                    raise self._silent()
+                if call.connection is None and others():
+                    self._miss()
+                    raise AwayError
                 self._follow(call)
         except BaseException:
             call.drop()
@@ -168,10 +222,16 @@ class Line:
         return answer
 
     def _follow(self, call: Call) -> None:
-        """Let Ray say where the actor is, and ask it again if it is not where it was asked."""
-        if call.began + self._timeout < time.monotonic():
-            raise self._silent()
-        address = self._whereabouts(call)
+        """Let Ray say where the actor is, and ask it again if it is not where it was asked; replace one that hangs."""
+        asked = call.whereabouts = call.whereabouts or self.promise("address", call.began)
+        if not asked.is_kept(min(PATIENCE, self._left(call))):
+            # Whoever has died, or is only starting, has no connection.
+            if call.connection is not None and time.monotonic() - asked.made >= self._patience:
+                self._restart()
+                call.drop()
+            return
+        call.whereabouts = None
+        address = self.value(asked)
         if call.connection is not None and call.connection.address == address:
             return
         call.drop()
@@ -182,25 +242,51 @@ class Line:
             self.close()
         self.send(call)
 
-    def _whereabouts(self, call: Call) -> Address:
-        """Where Ray says that the actor is; one that hangs is started anew."""
-        asked = self.promise("address", call.began)
-        # Whoever has died, or is only starting, has no connection.
-        if call.connection is not None:
-            self._restart_if_silent(asked, self._left(call))
-        return self.value(asked)
+    @property
+    def _patience(self) -> float:
+        return min(HUNG, self._timeout / 4)
 
-    def _restart_if_silent(self, asked: Promise, left: float) -> None:
-        """Let Ray replace an actor that does not answer it, where time is `left` for that."""
-        import ray
-
-        patience = min(HUNG, self._timeout / 4)
-        if patience > left or ray.wait([asked.reference], timeout=patience)[0]:
-            return
+    def _restart(self) -> None:
         # In one piece: another thread may say the same.
-        sys.stderr.write(f"{self._name} has not answered Ray for {patience:g} s; it is started anew.\n")
+        sys.stderr.write(f"{self._name} has not answered Ray for {self._patience:g} s; it is started anew.\n")
         # Where the cluster's head cannot be reached, killing waits for it, maybe beyond the time-out.
         threading.Thread(target=_restart, args=(self._actor,), name="restart", daemon=True).start()
+
+    def _miss(self) -> None:
+        """It cannot be reached."""
+        with self._looking:
+            if self._away is None:
+                self._away = self._absence()
+                sys.stderr.write(f"{self._name} cannot be reached; others are asked until it is back.\n")
+
+    def _absence(self) -> Away:
+        return Away(self.promise(self._ready), self.promise("address"), time.monotonic() + LOOK_EVERY)
+
+    def _look(self, away: Away) -> None:
+        """Take it for reachable again, if it is. One that hangs is replaced here, too."""
+        away.look_at = time.monotonic() + LOOK_EVERY
+        if not (away.ready.is_kept(0) and away.whereabouts.is_kept(0)):
+            silent = time.monotonic() - away.ready.made >= self._patience
+            if silent and not away.restarted and self._address is not None and listens(self._address, LOOK_EVERY):
+                away.restarted = True
+                self._restart()
+            return
+        try:
+            self.value(away.ready)
+            address = self.value(away.whereabouts)
+            connection = Connection(address, LOOK_EVERY)
+        except GoneError as error:
+            away.look_at = math.inf
+            sys.stderr.write(f"{self._name} is gone for good ({error}).\n")
+        except (InputError, OSError):
+            # As from a host that has not the source, or that lets nobody through.
+            self._away = self._absence()
+        else:
+            self.close()
+            self._address = address
+            self._idle.append(connection)
+            self._away = None
+            sys.stderr.write(f"{self._name} is back.\n")
 
     def _connection(self, call: Call) -> Connection:
         # Several threads may ask at the same time, each over a connection of its own.

@@ -31,8 +31,8 @@ def tls_context(server_side: bool) -> ssl.SSLContext | None:
     for name in FILES:
         if not Path(os.environ.get(name, "")).is_file():
             raise InputError(
-                f"RAY_USE_TLS is set, but {name} is {os.environ.get(name, '')!r}, which is no file; give it the path "
-                "that Ray has on this host."
+                f"RAY_USE_TLS is set, but {name} is {os.environ.get(name, '')!r}, which is not a file; give it the "
+                "path that Ray has on this host."
             )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -42,7 +42,9 @@ def tls_context(server_side: bool) -> ssl.SSLContext | None:
         context.load_verify_locations(os.environ[AUTHORITY])
     except OSError as error:
         files = ", ".join(f"{name} ({os.environ[name]})" for name in FILES)
-        raise InputError(f"The certificates of Ray cannot be used ({error.strerror or error}): {files}.") from error
+        raise InputError(
+            f"The certificates of Ray cannot be used ({error.strerror or error}); check {files}."
+        ) from error
     if server_side:
         # Without tickets, nothing comes to who asks before there is an answer.
         context.num_tickets = 0

@@ -188,7 +188,7 @@ class Trainer:
                 if not torch.isfinite(whole.loss):
                     raise InputError(
                         f"The loss is not finite at step {self.step + 1}; lower --learning_rate, or use --bf16 instead "
-                        "of --fp16. Checkpoints up to here are kept."
+                        "of --fp16 (checkpoints up to here are kept)."
                     )
                 self.accelerator.backward(loss.loss * weight)
             self.monitor.add(whole)

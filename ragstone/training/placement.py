@@ -30,9 +30,7 @@ from ragstone.training.footprint import WeightUse, footprint, read_config
 from ragstone.training.hardware import Precision, free_on_gpus
 
 GIB = 2**30
-SLOW = (
-    "Warning: this processor has no instructions for {what}, so that --{flag} takes many times as long; leave it out."
-)
+SLOW = "Warning: this processor has no instructions for {what}, so --{flag} takes many times as long; leave it out."
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def _gpus(wishes: Wishes, place: Place) -> int:
     there = torch.cuda.device_count()
     gpus, processes = wishes.gpus, wishes.num_processes
     if gpus is not None and gpus > there:
-        raise InputError(f"--gpus {gpus}: this machine has {there} GPUs that torch can use; give at most that.")
+        raise InputError(f"--gpus {gpus}: this machine has {there} GPUs that torch can use; give at most that many.")
     if place.size > 1:
         for name, value in (("gpus", gpus), ("num_processes", processes)):
             if value and value != place.local_size:
@@ -153,7 +151,9 @@ def _gpus(wishes: Wishes, place: Place) -> int:
             )
         gpus = min(1, there)
     elif gpus and processes not in (None, gpus):
-        raise InputError(f"--num_processes {processes} is for CPUs; --gpus {gpus} starts a process per GPU.")
+        raise InputError(
+            f"--num_processes {processes} is for CPUs, and --gpus {gpus} starts a process per GPU; leave one out."
+        )
     return gpus
 
 

@@ -106,7 +106,7 @@ def evaluate_retriever(
     passage_encoder.eval()
     pool = PassagePool(examples)
     texts, titles = [context.text for context in pool.passages], [context.title for context in pool.passages]
-    with progress_bar("evaluate", total=len(texts) + len(examples)) as bar:
+    with progress_bar("Evaluating", total=len(texts) + len(examples)) as bar:
         embed = partial(passage_encoder.embed, batch_size=EVALUATION_BATCH, precision=precision, progress=bar)
         passages = torch.from_numpy(embed(texts, titles))
         embed = partial(question_encoder.embed, batch_size=EVALUATION_BATCH, precision=precision, progress=bar)
@@ -160,7 +160,7 @@ def train_encoders(
     best: dict[str, torch.Tensor] = {}
     began = time.perf_counter()
     loss_sum, correct, seen = 0.0, 0, 0
-    with progress_bar("train", total=plan.max_steps) as bar:
+    with progress_bar("Training", total=plan.max_steps) as bar:
         for step, batch in enumerate(itertools.islice(_batches(train, plan), plan.max_steps), start=1):
             encoders.train()
             output = _backward(question_encoder, passage_encoder, batch, plan, scaler.scale)

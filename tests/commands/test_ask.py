@@ -242,7 +242,7 @@ def test_a_source_of_another_encoder(
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (lambda folder: (folder / "my_knowledge_dataset" / "state.json").unlink(), ["is no knowledge source"]),
+        (lambda folder: (folder / "my_knowledge_dataset" / "state.json").unlink(), ["is not a knowledge source"]),
         (lambda folder: (folder / "my_knowledge_dataset" / "state.json").write_text("{"), ["state.json is damaged"]),
         (
             lambda folder: next((folder / "my_knowledge_dataset").glob("*.arrow")).write_bytes(b"no arrow"),

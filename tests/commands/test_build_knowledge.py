@@ -223,7 +223,7 @@ def test_what_cannot_be_used_is_refused(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--index", "hnsw", "--m", "1"], "--m is 1, but a node of an hnsw index has at least 2 links"),
+        (["--index", "hnsw", "--m", "1"], "--m is 1, but must be at least 2 for an hnsw index"),
         (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string; take flat, hnsw, ivfpq"),
         (["--index", "IVF2,Flatt"], "--index 'IVF2,Flatt' is not a FAISS factory string; take"),
         (["--rag_model_name", "nowhere"], "'nowhere' is neither a folder nor a model"),
@@ -251,7 +251,7 @@ def test_what_needs_no_model_to_be_refused_is_refused_before_one_is_loaded(
         ("PQ5", "--index 'PQ5' is not a FAISS factory string for 16 dimensions"),
         ("IVF7,Flat", "The index IVF7,Flat cannot be built over 6 vectors"),
         ("IVF2,PQ4x3", "The index IVF2,PQ4x3 cannot be built over 6 vectors"),
-        ("IVF2_HNSW1,Flat", "--index 'IVF2_HNSW1,Flat' has a graph of less than 2 links"),
+        ("IVF2_HNSW1,Flat", "--index 'IVF2_HNSW1,Flat' has a graph of fewer than 2 links"),
         ("IDMap,Flat", "--index 'IDMap,Flat' gives vectors other numbers"),
     ],
 )

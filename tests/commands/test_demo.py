@@ -71,7 +71,7 @@ def test_a_used_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ("--entities=100", "--entities is 100, but must be at least 520"),
         ("--max_steps=1", "--max_steps is 1, but must be at least 2"),
-        ("--seed=-1", "--seed is -1, but must be from 0 to below 4294967296"),
+        ("--seed=-1", "--seed is -1, but must be at least 0 and below 4294967296"),
         ("--seed=4294967296", "--seed is 4294967296, but must be"),
     ],
 )

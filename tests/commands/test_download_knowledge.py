@@ -90,7 +90,8 @@ def test_a_download_that_the_hub_leaves_goes_on(tmp_path: Path) -> None:
     assert asked.returncode == 2 and hub.requests == []
     assert "facebook/wiki_dpr, 4 files of 0.0 GB" in asked.stderr
     assert "CC BY-NC 4.0, which forbids commercial use" in asked.stderr
-    assert asked.stderr.splitlines()[-1].endswith("The licence has not been accepted; give --accept_license if you do.")
+    last = asked.stderr.splitlines()[-1]
+    assert last.endswith("The licence has not been accepted; give --accept_license to accept it.")
 
     hub.dies_after = (large, 15_000_000)
     done = download(hub, cache, "--accept_license")

@@ -223,7 +223,16 @@ def test_flags_of_a_passage_encoder_that_nobody_knows(
     monkeypatch.setattr(consolidate, "load_encoder", lambda *_, **__: pytest.fail("an encoder was loaded"))
     words = consolidate_words(models_folder, plain_bert_folder, tmp_path / "rag")
     message = refused(capsys, [*words, "--passage_prompt", "old "])
-    assert "tell of a passage encoder; name it with --passage_encoder_name_or_path" in message
+    assert "describe a passage encoder; name it with --passage_encoder_name_or_path" in message
+
+
+def test_a_passage_encoder_of_dpr_pools_in_its_own_way(
+    plain_bert_folder: Path, models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = consolidate_words(models_folder, plain_bert_folder, tmp_path / "rag")
+    named = ["--passage_encoder_name_or_path", str(models_folder / "passage_encoder"), "--passage_pooling", "mean"]
+    message = refused(capsys, [*words, *named])
+    assert "which pools in its own way; leave --passage_pooling out" in message
 
 
 def test_what_is_recorded(built: Path, plain_bert_folder: Path, models_folder: Path, tmp_path: Path) -> None:

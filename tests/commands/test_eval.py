@@ -170,7 +170,7 @@ def test_predictions_of_other_settings_are_refused(
     before = base["predictions_path"].read_bytes()
     assert run({**base, **change}) == 2
     message = capsys.readouterr().err
-    assert f"do not fit: {told.format(model=base['model_name_or_path'])} differs" in message
+    assert f"do not fit: they differ in {told.format(model=base['model_name_or_path'])};" in message
     assert "--recalculate" in message
     assert base["predictions_path"].read_bytes() == before
     assert run({**base, **change}, "--recalculate") == 0
@@ -186,14 +186,14 @@ def test_predictions_of_other_inputs_are_refused(
     gold = _write(folder / "other.ans", ["x"] * 4)
     changed = {"evaluation_set": other_questions, "gold_data_path": gold, "gold_data_mode": "ans"}
     assert run({**base, **changed}) == 2
-    assert "do not fit: the evaluation set differs" in capsys.readouterr().err
+    assert "do not fit: they differ in the evaluation set;" in capsys.readouterr().err
 
     other_source = tmp_path / "source"
     shutil.copytree(base["passages_path"], other_source)
     manifest = json.loads((other_source / "knowledge.json").read_text())
     (other_source / "knowledge.json").write_text(json.dumps({**manifest, "documents": 7}))
     assert run({**base, "passages_path": other_source}) == 2
-    assert "do not fit: the knowledge source differs" in capsys.readouterr().err
+    assert "do not fit: they differ in the knowledge source;" in capsys.readouterr().err
 
     other_model = tmp_path / "model"
     shutil.copytree(base["model_name_or_path"], other_model)
@@ -202,12 +202,12 @@ def test_predictions_of_other_inputs_are_refused(
     longer = {**config["ragstone"], "generation": {**config["ragstone"]["generation"], "length_penalty": 3.0}}
     (other_model / "config.json").write_text(json.dumps({**config, "ragstone": longer}))
     assert run({**base, "model_name_or_path": other_model}) == 2
-    assert "do not fit: the model's weights or settings" in capsys.readouterr().err
+    assert "do not fit: they differ in the model's weights or settings" in capsys.readouterr().err
     (other_model / "config.json").write_text(json.dumps(config))
     assert run({**base, "model_name_or_path": other_model}) == 0
     _change_weights(other_model)
     assert run({**base, "model_name_or_path": other_model}) == 2
-    assert "do not fit: the model's weights or settings" in capsys.readouterr().err
+    assert "do not fit: they differ in the model's weights or settings" in capsys.readouterr().err
 
     assert run({**base, "eval_mode": "retrieval", "gold_data_path": folder / "gold.titles"}) == 2
     assert "--eval_mode (e2e then, retrieval now)" in capsys.readouterr().err
@@ -387,7 +387,7 @@ BAD = {
     "gold is code": ({"gold_data_path": "code"}, "code, line 1: "),
     "no model": ({"model_name_or_path": "no/such-model"}, "is neither a folder nor a model that can be reached"),
     "no source": ({"passages_path": "nowhere"}, "There is no knowledge source"),
-    "source is a folder of text": ({"passages_path": "."}, "is no knowledge source"),
+    "source is a folder of text": ({"passages_path": "."}, "is not a knowledge source"),
     "index of other count": ({"index_path": "five.faiss"}, "holds 5 vectors, but"),
     "index of other dimension": ({"index_path": "narrow.faiss"}, "has 8 dimensions, but"),
     "source of other dimension": ({"passages_path": "narrow"}, "makes question vectors of 16 dimensions, but"),
@@ -450,7 +450,7 @@ def _other_sources(folder: Path, checkpoint: Path) -> None:
     shutil.copyfile(folder / "narrow.faiss", folder / "narrow" / INDEX_NAME)
     shutil.copytree(checkpoint, folder / "partnered")
     config = json.loads((checkpoint / "config.json").read_text())
-    config["ragstone"]["passage_encoder_fingerprint"] = "0" * 32
+    config["ragstone"]["passage_encoder"] = {"fingerprint": "0" * 32}
     (folder / "partnered" / "config.json").write_text(json.dumps(config))
 
 

@@ -369,7 +369,8 @@ def test_under_torchrun_what_all_refuse_is_said_once(tmp_path: Path, base: dict[
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     assert found.returncode != 0
     said = [line for line in found.stderr.splitlines() if line.startswith("ragstone finetune: ")]
-    assert said == ["ragstone finetune: nowhere/train.source cannot be read: No such file or directory."]
+    reason = "No such file or directory; give a readable file."
+    assert said == [f"ragstone finetune: nowhere/train.source cannot be read: {reason}"]
     assert not (tmp_path / "run").exists()
 
 
@@ -496,7 +497,7 @@ def _kill_a_worker(folder: Path) -> int:
 
 def _assert_killed_rank_is_named(err: str) -> None:
     assert err.splitlines()[-1].startswith("ragstone finetune: Rank 1 (process ")
-    assert "was ended by SIGKILL; the others were stopped" in err
+    assert "was ended by SIGKILL, and the others were stopped" in err
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

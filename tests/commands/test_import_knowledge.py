@@ -93,7 +93,7 @@ def test_the_encoder_that_made_the_vectors_is_recorded(
     assert main([*flags, f"--output_dir={tmp_path / 'imported'}"]) == 0
     assert "No encoder was named" not in capsys.readouterr().err
     assert main([*flags[:2], "--index=flat", f"--output_dir={tmp_path / 'unnamed'}"]) == 0
-    assert capsys.readouterr().err.count("No encoder was named, so that of a model that searches this source only") == 1
+    assert capsys.readouterr().err.count("No encoder was named, so the only check on a model") == 1
     mine, other = (json.loads((tmp_path / name / "knowledge.json").read_text()) for name in ("imported", "built"))
     for key in ("encoder", "encoder_fingerprint", "dimension", "passages", "index"):
         assert mine[key] == other[key]
@@ -185,7 +185,7 @@ def cut_off(folder: Path) -> None:
         (not_finite, "vectors.npy, row 33: the vector is not finite"),
         (
             objects,
-            "is no .npy file of numbers (Array can't be memory-mapped: Python objects in dtype); Python objects",
+            "is not a .npy file of numbers (Array can't be memory-mapped: Python objects in dtype); save the numbers",
         ),
         (pickled, "vectors.pt holds more than tensors and plain values, which is not unpickled"),
         (other_ids, "psgs.tsv, line 41: the passage '40' has no vector"),

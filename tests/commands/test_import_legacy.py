@@ -161,7 +161,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(
     trap = Call(os.system, f"touch {sprung}")
     (folder / where).write_bytes(pickle.dumps({"1": ("a text", [trap])} if deep else trap))
     message = refused(capsys, ["import-legacy", str(folder), f"--output_dir={tmp_path / 'new'}"])
-    assert f"{where} is refused: it asks for posix.system, which is no plain data and may run code" in message
+    assert f"{where} is refused: it asks for posix.system, which is not plain data and may run code" in message
     assert not sprung.exists() and not (tmp_path / "new").exists()
     pickle.loads((folder / where).read_bytes())
     assert sprung.exists()
@@ -247,7 +247,7 @@ def test_arrays_become_lists(tmp_path: Path, order: str, protocol: int) -> None:
         (f"{NAME}.index_meta.dpr", {"1": 1}, "holds a dict instead of a list of ids"),
         (f"{NAME}.index_meta.dpr", ["1"], "holds 60 vectors, but"),
         (f"{NAME}.index_meta.dpr", ["1"] * 61, "holds 60 vectors, but"),
-        ("psgs_w100.tsv.pkl", b"no pickle", "psgs_w100.tsv.pkl is no pickle, or a damaged one"),
+        ("psgs_w100.tsv.pkl", b"no pickle", "psgs_w100.tsv.pkl is not a pickle, or a damaged one"),
         (f"{NAME}.index.dpr", b"no index", "is not a FAISS index"),
     ],
 )
@@ -270,5 +270,5 @@ def test_an_index_by_distance_that_is_none_of_dprs(tmp_path: Path, capsys: pytes
     index = faiss.IndexHNSWFlat(DIMENSION + 1, 16)
     index.add(np.random.default_rng(3).standard_normal((COUNT, DIMENSION + 1)).astype(np.float32))
     faiss.write_index(index, str(folder / f"{NAME}.index.dpr"))
-    assert "over vectors of unequal length: it is none of DPR's" in refused(capsys, ["import-legacy", str(folder)])
+    assert "over vectors of unequal length: it is not one of DPR's" in refused(capsys, ["import-legacy", str(folder)])
     assert LegacyVectors(Path(write_legacy(tmp_path / "old", "flat") / f"{NAME}.index.dpr")).dimension == DIMENSION

@@ -64,7 +64,7 @@ def other_passage_encoder(folder: Path, command: list[str]) -> list[str]:
     own = Path(next(word for word in command if word.startswith("--model_name_or_path=")).partition("=")[2])
     shutil.copytree(own, folder / "partnered")
     config = json.loads((own / "config.json").read_text(encoding="utf-8"))
-    config["ragstone"]["passage_encoder_fingerprint"] = "0" * 32
+    config["ragstone"]["passage_encoder"] = {"fingerprint": "0" * 32}
     (folder / "partnered" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return [f"--model_name_or_path={folder / 'partnered'}"]
 
@@ -109,5 +109,5 @@ def test_a_question_file_that_cannot_be_read(
         "finetune": [f"--data_dir={tmp_path / 'data'}"],
         "eval": [f"--evaluation_set={tmp_path / 'data' / 'test.source'}"],
     }[command[0]]
-    assert ".source cannot be read: Is a directory." in refused(capsys, [*command, *changes])
+    assert ".source cannot be read: Is a directory; give a readable file." in refused(capsys, [*command, *changes])
     assert not (tmp_path / "out").exists()

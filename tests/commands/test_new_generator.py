@@ -74,7 +74,7 @@ def test_from_an_encoder(minilm_folder: str, tmp_path: Path) -> None:
         (["--csv_path=nowhere.tsv"], "nowhere.tsv"),
         (["--d_model=0"], "--d_model is 0, but must be at least 1"),
         (["--d_model=10", "--heads=4"], "--d_model 10 cannot be divided among --heads 4"),
-        (["--dropout=1"], "--dropout is 1.0, but must be from 0 to below 1"),
+        (["--dropout=1"], "--dropout is 1.0, but must be at least 0 and below 1"),
         (["--data_dir=nowhere"], "nowhere/train.source cannot be read"),
         (["--encoder_name_or_path=x"], "--encoder_name_or_path brings its own tokenizer; leave --csv_path out"),
     ],

@@ -78,7 +78,7 @@ def test_datasets_opens_a_source_without_vectors(bm25_source: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "part"),
     [
-        (["--index", "bm25", "--pooling", "mean"], "--pooling is for vectors, which --index bm25 makes none of"),
+        (["--index", "bm25", "--pooling", "mean"], "--pooling is for vectors, and --index bm25 makes none"),
         (["--index", "bm25", "--normalize"], "--normalize is for vectors"),
         (["--index", "bm25", "--ray"], "--ray is for vectors"),
         (["--index", "bm25", "--d", "3"], "--d is for vectors"),
@@ -245,7 +245,7 @@ def test_eval_compares_retrievers_on_one_table(
     capsys.readouterr()
     assert main(["eval", "--config", str(tmp_path / "titles.bm25.txt.settings.yaml")]) == 0
     assert capsys.readouterr().out.count("(reused)") == 3
-    told = "do not fit: --hybrid_weight (0.5 then, 0.4 now) differs"
+    told = "do not fit: they differ in --hybrid_weight (0.5 then, 0.4 now);"
     capsys.readouterr()
     assert main([*flags, "--hybrid_weight", "0.4"]) == 2
     assert told in capsys.readouterr().err

@@ -197,7 +197,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--dev_path", "nowhere.json"], "nowhere.json cannot be read: No such file"),
     (["--encoder_name_or_path=some/nowhere"], "'some/nowhere' is neither a folder nor a model that can be reached"),
     (["--batch_size=0"], "--batch_size is 0, but must be at least 1"),
-    (["--batch_size=1", "--num_hard_negatives=0"], "leaves a question nothing to be wrong about"),
+    (["--batch_size=1", "--num_hard_negatives=0"], "leaves a question no negatives; raise either"),
     (["--num_hard_negatives=-1"], "--num_hard_negatives is -1, but must be at least 0"),
     (["--micro_batch_size=0"], "--micro_batch_size is 0, but must be at least 1"),
     (["--learning_rate=0"], "--learning_rate is 0.0, but must be above 0"),

@@ -84,7 +84,7 @@ def test_another_index(source: Path) -> None:
     [
         ("", "There is nothing to change; give --add_csv_path"),
         ("--replace", "--replace needs --add_csv_path"),
-        ("--add_csv_path nowhere.tsv", "There is no file nowhere.tsv"),
+        ("--add_csv_path nowhere.tsv", "There is no file nowhere.tsv; give --add_csv_path files"),
         ("--delete_titles nobody", "has no passage of 1 of the titles that are to be deleted ('nobody')"),
         ("--delete_titles_path nowhere.txt", "nowhere.txt cannot be read"),
         ("--delete_titles king --m 0", "--m is 0, but must be at least 1"),

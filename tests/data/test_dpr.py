@@ -69,7 +69,7 @@ def test_an_empty_array_has_no_entries(tmp_path: Path) -> None:
             b'[{"question": "q", "hard_negative_ctxs": ["p"]}]',
             "hard_negative_ctxs must hold objects with title and text",
         ),
-        (b'[{"question": "q", "positive_ctxs": [{"title": 7}]}]', "a title or text that is no string: 7"),
+        (b'[{"question": "q", "positive_ctxs": [{"title": 7}]}]', r"a title or text that is not a string \(7\)"),
         (gzip.compress(b'[{"question": "q"}]' * 50, mtime=0)[:-9], "is a damaged or cut off gzip file"),
         (b"\x1f\x8bnonsense", "is a damaged or cut off gzip file"),
     ],

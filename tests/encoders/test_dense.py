@@ -70,7 +70,7 @@ def test_weights_as_they_were_pickled(folder: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"activation_function": "os.system"}, "has the activation 'os.system'; Ragstone knows Identity, Tanh"),
-        ({"use_residual": True}, r"adds what it gets to what it gives \(use_residual\)"),
+        ({"use_residual": True}, r"adds its input to its output \(use_residual\)"),
         ({"module_input_name": "token_embeddings"}, "changes 'token_embeddings' and not the pooled vector"),
         ({"in_features": 23}, "2_Dense do not fit its config.json"),
         ({"out_features": None}, "names no in_features and out_features"),

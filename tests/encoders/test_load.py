@@ -180,8 +180,10 @@ def test_missing_weights_are_refused_unless_allowed(plain_bert_folder: Path, tmp
     shutil.copytree(plain_bert_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"lacks 16 of the weights .*encoder\.layer\.1\..*--allow_new_weights"):
+    with pytest.raises(InputError, match=r"lacks 16 of the weights .*encoder\.layer\.1\..*, or save this one whole\.$"):
         load_encoder(str(tmp_path), "question")
+    with pytest.raises(InputError, match=r"lacks 16 of the weights .*--allow_new_weights"):
+        load_encoder(str(tmp_path), "question", allow_new_weights=False)
     assert load_encoder(str(tmp_path), "question", allow_new_weights=True).dimension == 24
 
 

@@ -62,7 +62,7 @@ def test_a_record_of_before_is_replaced(tmp_path: Path) -> None:
 
 def test_vectors_of_different_length(tmp_path: Path, models_folder: Path) -> None:
     fresh_pair(TEXTS, hidden_size=32, vocab_size=200).save(tmp_path)
-    with pytest.raises(InputError, match=r"vectors of 16 dimensions and .* of 32; questions and passages need"):
+    with pytest.raises(InputError, match=r"vectors of 16 dimensions and .* of 32; take two whose vectors"):
         load_pair(str(models_folder / "question_encoder"), str(tmp_path / "passage_encoder"))
 
 

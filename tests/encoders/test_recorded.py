@@ -76,7 +76,7 @@ def test_the_default_prompt_is_for_sides_that_have_none(
         vectors = theirs.encode(TEXTS, prompt_name=name if name in prompts else None)
         np.testing.assert_allclose(ours.embed(TEXTS), vectors, atol=1e-5)
     path.write_text(json.dumps({**config, "prompts": {}, "default_prompt_name": "gone"}), encoding="utf-8")
-    with pytest.raises(InputError, match="takes the prompt 'gone' where none is named, but has none of that name"):
+    with pytest.raises(InputError, match="names the default prompt 'gone', but has none of that name; correct"):
         load_encoder(str(folder), "question")
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_applied_is_refused(plain_bert_folder: Path, question_tok
     with pytest.raises(InputError, match="leaves its prompt out of the pooling, which Ragstone cannot apply"):
         load_encoder(str(folder), "passage")
     pooling.write_text(json.dumps({**values, "pooling_mode": ["mean", "cls"]}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"asks for the pooling \['mean', 'cls'\]; Ragstone knows one of"):
+    with pytest.raises(InputError, match=r"asks for the pooling \['mean', 'cls'\], but Ragstone knows only one of"):
         load_encoder(str(folder), "passage")
 
 

@@ -122,7 +122,7 @@ def test_a_file_that_was_edited_is_noticed(file: PredictionFile, ending: str) ->
 
 def test_a_damaged_record(file: PredictionFile) -> None:
     file.beside("json").write_text('{"eval_mode": "e2e"}')
-    with pytest.raises(InputError, match=r"predictions.txt.json is no record of predictions .*--recalculate"):
+    with pytest.raises(InputError, match=r"predictions.txt.json is not a record of predictions .*--recalculate"):
         file.origin()
 
 

@@ -47,7 +47,7 @@ def test_a_graph_needs_two_links() -> None:
     [
         ("nonsense", 8, "FAISS factory string; "),
         ("PQ3", 8, "for 8 dimensions"),
-        ("HNSW01,Flat", 8, "less than 2 links"),
+        ("HNSW01,Flat", 8, "fewer than 2 links"),
     ],
 )
 def test_what_faiss_does_not_know(index: str, dimension: int, expected: str) -> None:

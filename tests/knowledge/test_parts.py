@@ -123,7 +123,7 @@ def test_other_work_is_refused(
         with pytest.raises(InputError) as error:
             refused()
         assert str(error.value) == (
-            f"{folder} has finished parts of {what}, from an earlier start; start as then to go on, or remove the "
+            f"{folder} has finished parts of {what}, from an earlier start; start as before to go on, or remove the "
             "folder to begin anew."
         )
     assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) == before
@@ -152,6 +152,21 @@ def test_documents_that_change_before_they_are_written(
         file.write("more\tand more\n" * 9)
     with pytest.raises(InputError, match="The documents changed while they were read"):
         open_parts(tmp_path / "parts", corpus, encoder, "fp32", 4)
+
+
+def test_one_process_at_a_time(opened: Callable[..., Parts], tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "parts"
+    with keep_finished_parts(folder):
+        with (
+            pytest.raises(InputError, match=f"^Another process is making parts in {folder}; wait until it is done"),
+            keep_finished_parts(folder),
+        ):
+            pytest.fail("let in")
+        assert folder.exists()
+    # Where nothing was made, nothing is left.
+    with pytest.raises(ValueError), keep_finished_parts(folder):
+        raise ValueError
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError, OSError])

@@ -8,7 +8,7 @@ from ragstone.knowledge.passages import split_document
 
 
 def texts(text: str, max_words: int = 100) -> list[str]:
-    return [passage.text for passage in split_document(Document("title", text), max_words, 0)]
+    return [passage.text for passage in split_document(Document("title", text), max_words)]
 
 
 def reference(text: str, n: int) -> list[str]:
@@ -27,11 +27,11 @@ def test_passages_of_100_words_by_hand() -> None:
 
 
 def test_ids_count_on_and_titles_stay() -> None:
-    passages = list(split_document(Document("River", "a b c d e"), 2, 7))
+    passages = list(split_document(Document("River", "a b c d e"), 2))
     assert [(passage.id, passage.title, passage.text) for passage in passages] == [
-        (7, "River", "a b"),
-        (8, "River", "c d"),
-        (9, "River", "e"),
+        (0, "River", "a b"),
+        (1, "River", "c d"),
+        (2, "River", "e"),
     ]
 
 

@@ -99,7 +99,7 @@ def test_it_opens_by_either_folder_and_with_an_index_elsewhere(source_folder: Pa
 def test_folders_that_are_no_source(source_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no knowledge source"):
         KnowledgeSource(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is no knowledge source"):
+    with pytest.raises(InputError, match="is not a knowledge source"):
         KnowledgeSource(tmp_path)
     shutil.copytree(source_folder / PASSAGES_NAME, tmp_path / PASSAGES_NAME)
     with pytest.raises(InputError, match="There is no index file"):

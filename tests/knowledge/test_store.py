@@ -74,7 +74,7 @@ def test_a_dataset_of_another_maker_opens(tmp_path: Path, kind: str) -> None:
 
 
 def test_folders_that_are_no_store(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no knowledge source: it has no state.json".replace(".", r"\.")):
+    with pytest.raises(InputError, match="is not a knowledge source: it has no state.json".replace(".", r"\.")):
         PassageStore(tmp_path)
     (tmp_path / "state.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"state\.json is damaged"):
@@ -83,7 +83,7 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
     store = PassageStore(tmp_path / "other")
     assert (store.has_vectors, store.dimension, store.passages([0])[0].text) == (False, 0, "a")
     for read in (lambda: store.vectors([0]), lambda: list(store.vector_chunks())):
-        with pytest.raises(InputError, match="has no vectors, so it can be searched by words alone: --retriever bm25"):
+        with pytest.raises(InputError, match="so it can be searched by words alone; take --retriever bm25"):
             read()
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "untitled")
     with pytest.raises(InputError, match="has no column title"):

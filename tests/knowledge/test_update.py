@@ -280,7 +280,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, encoder: TextEncoder) ->
         (r"has no passage of 2 of the titles that are to be deleted \('nobody', 'nothing'\)", None,
          {"delete_titles": ("title 1", "nobody", "nothing")}),
         ("No passage of .* would be left", None, {"delete_titles": tuple(DOCUMENTS)}),
-        ("has no title, so that --replace cannot tell", None, {"add": (untitled,), "replace": True}),
+        ("has no title, so --replace cannot tell", None, {"add": (untitled,), "replace": True}),
         ("There is no text in", None, {"add": (write(tmp_path / "empty.tsv", {}),)}),
         ("is another one .*; they differ in the weights, .*; give the one that built it", other, {"add": (more,)}),
         (r"; they differ in the normalisation \(True and False\)", longer, {"add": (more,)}),
@@ -321,7 +321,7 @@ def test_a_source_of_the_references_script(tmp_path: Path, encoder: TextEncoder,
 def test_an_index_that_nobody_names_must_be_asked_for(tmp_path: Path, encoder: TextEncoder) -> None:
     folder = build(tmp_path / "source", DOCUMENTS, encoder, "IVF4,PQ8x4")
     (folder / "knowledge.json").unlink()
-    with pytest.raises(InputError, match="say by --index which one to build"):
+    with pytest.raises(InputError, match="say with --index which one to build"):
         update(folder, None, delete_titles=("title 1",))
     assert update(folder, None, delete_titles=("title 1",), index="flat").manifest.index == "Flat"
 

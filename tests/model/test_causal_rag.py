@@ -368,7 +368,7 @@ def test_a_generator_is_what_transformers_opens_as_one(
 
 
 def test_an_encoder_is_no_generator(models_folder: Path, plain_bert_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a bert model, which writes no text"):
+    with pytest.raises(InputError, match="is a bert model, which generates no text"):
         join_models(plain_bert_folder, models_folder / "question_encoder", tmp_path / "rag")
     assert not (tmp_path / "rag").exists()
 
@@ -408,7 +408,7 @@ def test_in_few_bits(
     assert few.generate(QUESTIONS, Decoding(num_beams=2, max_length=6))
     adapted = dataclasses.replace(request, quantization=bits, lora=LoraSettings(r=2, alpha=4))
     if bits == "4bit" and few.generator_model.device.type == "cpu":
-        with pytest.raises(InputError, match="--quantization 4bit can be trained beside on a GPU only"):
+        with pytest.raises(InputError, match="Beside --quantization 4bit, adapters can be trained on a GPU only"):
             open_model(adapted)
         return
     tuned: Any = open_model(adapted).train()

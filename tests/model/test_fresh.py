@@ -168,7 +168,7 @@ def test_what_it_cannot_start_from(bert_folder: Path, tmp_path: Path) -> None:
         generator_from_encoder(str(bert_folder), 1, 9)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     RobertaModel(RobertaConfig(vocab_size=20, **shape)).save_pretrained(tmp_path / "roberta")
-    with pytest.raises(InputError, match="is a roberta model; a generator can start from the layers of a BERT only"):
+    with pytest.raises(InputError, match="is a roberta model, but a generator can start only from the layers"):
         generator_from_encoder(str(tmp_path / "roberta"), 1, 1)
     with pytest.raises(InputError, match="neither a folder nor a model that can be reached"):
         generator_from_encoder("some/nowhere", 1, 1)

@@ -108,7 +108,7 @@ def test_other_languages_than_recorded(
         ("mBART-50", Languages("en_XX", "ro_R0"), "--tgt_lang is 'ro_R0', which mBART-50 does not know.*ro_RO"),
         ("M2M100", Languages("__en__", "ro"), "--src_lang is '__en__', which M2M100 does not know"),
         ("NLLB", Languages("en", "ron_Latn"), "take one of eng_Latn"),
-        ("T5", Languages(target="ro"), "--tgt_lang is 'ro', but the tokenizer of T5 has no codes of languages"),
+        ("T5", Languages(target="ro"), "--tgt_lang is 'ro', but the tokenizer of T5 has no language codes"),
     ],
 )
 def test_refusals(name: str, languages: Languages, message: str, family_folder: Callable[[str], Path]) -> None:

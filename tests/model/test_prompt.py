@@ -44,7 +44,7 @@ def test_without_a_passage_the_prompt_begins_with_the_rest() -> None:
         ("{question}", r"must have \{question\} once, and \{passage\} or \{text\}"),
         ("{text} {question} {question}", r"must have \{question\} once"),
         ("{text} {answer} {question}", r"has the field \{answer\}"),
-        ("{text {question}", "is no template"),
+        ("{text {question}", "is not a template"),
         ("{} {question}", r"has the field \{\}"),
     ],
 )

@@ -50,8 +50,8 @@ def test_lists_of_unequal_length(open_rag: Callable[..., Any]) -> None:
         ([[RIVER]], [[1.0]], "2 questions need as many lists"),
         ([[RIVER], [OTTO]], [[1.0], [1.0, 2.0]], r"question 'what is the river \?' has 1 passage but 2 scores"),
         ([[RIVER, OTTO], []], [[1.0], []], r"question 'who founded the town \?' has 2 passages but 1 score;"),
-        ([[RIVER], [OTTO]], [[1.0], [float("nan")]], "score is no finite number"),
-        ([[RIVER], [OTTO]], [[float("-inf")], [0.0]], "score is no finite number"),
+        ([[RIVER], [OTTO]], [[1.0], [float("nan")]], "score is not finite"),
+        ([[RIVER], [OTTO]], [[float("-inf")], [0.0]], "score is not finite"),
     ],
 )
 def test_passages_and_scores_that_do_not_fit(

@@ -134,7 +134,7 @@ def test_processes_exchange_messages_and_the_first_ones_result_comes_back() -> N
         ("full", 1, InputError, r"^/nowhere/file: No such file or directory\.$"),
         ("folder", 0, InputError, r"^/nowhere/folder: No such file or directory\.$"),
         ("terminated", 0, LostError, r"Rank [01] \(process \d+\) was ended by SIGTERM"),
-        ("silent", 1, LostError, r"Rank 1 \(process \d+\) ended with exit code 7 and did not say why"),
+        ("silent", 1, LostError, r"Rank 1 \(process \d+\) ended with exit code 7 without saying why"),
         ("killed", 1, LostError, r"Rank 1 \(process \d+\) was ended by SIGKILL"),
         ("killed", 0, LostError, r"Rank 0 \(process \d+\) was ended by SIGKILL"),
         ("hanging", 1, LostError, r"Rank 0 waited in vain \(time-out 4 s\): rank 1 is gone or stopped"),

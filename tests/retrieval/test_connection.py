@@ -250,8 +250,8 @@ def test_a_certificate_for_another_host(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"^RAY_USE_TLS is set, but RAY_TLS_SERVER_KEY is '.*no\.pem', which is no file; "),
-        ("nothing", r"^The certificates of Ray cannot be used \(.*\): .*RAY_TLS_SERVER_KEY \(.*no\.pem\)"),
+        (None, r"^RAY_USE_TLS is set, but RAY_TLS_SERVER_KEY is '.*no\.pem', which is not a file; "),
+        ("nothing", r"^The certificates of Ray cannot be used \(.*\); check .*RAY_TLS_SERVER_KEY \(.*no\.pem\)"),
     ],
 )
 def test_certificates_that_cannot_be_used(

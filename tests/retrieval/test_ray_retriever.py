@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
 from ragstone.retrieval.ray_crew import NAMESPACE, Board, BoardLine, Crew, SharedBoard, call_each, let_all
-from ragstone.retrieval.ray_line import Call, unreached
+from ragstone.retrieval.ray_line import Call, Line, unreached
 from ragstone.retrieval.ray_retriever import InRayWorkers, RayRetriever, mapped_store, open_everywhere
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.types import FloatArray, Retrieved
@@ -61,11 +61,26 @@ def open_workers(folder: Path, **settings: Any) -> RayRetriever:
 
 
 @pytest.fixture(scope="module")
-def pair(cluster: RayCluster, large_source: Path) -> Iterator[RayRetriever]:
+def lasting_pair(cluster: RayCluster, large_source: Path) -> Iterator[RayRetriever]:
     """Two workers, each with the whole source."""
     retriever = open_workers(large_source, workers=2)
     yield retriever
     retriever.close()
+
+
+@pytest.fixture
+def pair(lasting_pair: RayRetriever) -> RayRetriever:
+    """The same, both there: a test before may have killed one."""
+    for line in lasting_pair._crews[0]._lines:
+        await_return(line, time.monotonic())
+    return lasting_pair
+
+
+def await_return(line: Line, began: float) -> None:
+    """Until an actor is back that was away."""
+    while not line.is_there():
+        assert time.monotonic() - began < TIMEOUT
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +283,73 @@ def test_a_killed_worker_is_replaced_and_its_request_repeated(pair: RayRetriever
     assert process_of(pair, 0) != killed
 
 
+def test_workers_that_are_killed_together_are_waited_for(pair: RayRetriever, alone: LocalRetriever) -> None:
+    """By a request that one hands to the other: whichever is there first answers."""
+    for worker in range(2):
+        os.kill(process_of(pair, worker), signal.SIGKILL)
+    for _ in range(4):
+        assert_equal(pair.retrieve(queries(8), 5), alone.retrieve(queries(8), 5))
+
+
+@contextmanager
+def far_host(cluster: RayCluster) -> Iterator[None]:
+    """A host of the cluster that alone has what Ray's resource "far" stands for."""
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    place = ["--address", cluster.address, "--num-cpus", "1", "--resources", '{"far": 1}', "--block"]
+    with subprocess.Popen([ray_command, "start", *place], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            while "far" not in ray.cluster_resources():
+                assert process.poll() is None
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_a_worker_whose_host_is_lost_is_done_without_until_it_is_back(
+    cluster: RayCluster,
+    large_source: Path,
+    alone: LocalRetriever,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """No other host has room for it, so that Ray does not start it anew before."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    monkeypatch.setattr(ray_line, "PATIENCE", 0.5)
+    expected = alone.retrieve(queries(8), 5)
+    lasting: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "namespace": NAMESPACE}
+    location = SourceLocation(str(large_source))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    places: list[dict[str, Any]] = [{"scheduling_strategy": here}, {"resources": {"far": 1}}]
+    worker: Any = ray.remote(RetrievalWorker)
+    with far_host(cluster):
+        held = [
+            worker.options(name=f"host-{number}", **place, **lasting).remote(location, 0, 1, "cpu", 1, "here")
+            for number, place in enumerate(places)
+        ]
+        crew = Crew(["host-0", "host-1"], None, TIMEOUT)
+        let_all([crew], "info")
+    began = time.monotonic()
+    assert_equal(passages(crew.finish(request_to(crew, 1))), expected)
+    for _ in range(3):
+        call = crew.start(REQUEST)
+        assert call.worker == 0
+        assert_equal(passages(crew.finish(call)), expected)
+    assert time.monotonic() - began < TIMEOUT / 3
+    told = "Retrieval worker 2 of 2 cannot be reached; others are asked until it is back.\n"
+    assert capfd.readouterr().err.count(told) == 1
+    with far_host(cluster):
+        await_return(crew._lines[1], began)
+        assert_equal(passages(crew.finish(request_to(crew, 1))), expected)
+        assert "Retrieval worker 2 of 2 is back.\n" in capfd.readouterr().err
+        crew.close()
+        for actor in held:
+            ray.kill(actor)
+
+
 def test_requests_go_round_a_worker_that_is_busy(pair: RayRetriever, alone: LocalRetriever) -> None:
     """One of two workers is stopped in the middle of a request: the requests that follow go to the other."""
     crew = pair._crews[0]
@@ -329,7 +411,7 @@ def test_a_worker_that_hangs_is_not_waited_for_longer_than_said(
 def test_a_worker_that_hangs_is_started_anew(
     pair: RayRetriever, alone: LocalRetriever, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever waits for it gets the new one's answer, also where two ask for it to be started anew."""
+    """Whoever waits for it gets an answer, of the other one here, also where two ask for it to be started anew."""
     monkeypatch.setattr(ray_line, "PATIENCE", 0.5)
     monkeypatch.setattr(ray_line, "HUNG", 1.0)
     crew = pair._crews[0]

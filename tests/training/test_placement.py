@@ -176,11 +176,9 @@ def test_vectors_that_cannot_be_mapped_must_fit_for_exact_search(
 def test_half_precision_that_a_cpu_imitates_is_warned_of(wishes: dict[str, Any]) -> None:
     """bfloat16 only where the processor has no instructions for it."""
     assert plan(wishes, precision="no").warning is None
-    assert "no instructions for half precision, so that --fp16 takes many" in str(
-        plan(wishes, precision="fp16").warning
-    )
+    assert "no instructions for half precision, so --fp16 takes many" in str(plan(wishes, precision="fp16").warning)
     imitated = "avx512_bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    assert ("so that --bf16 takes many times" in str(plan(wishes, precision="bf16").warning)) == imitated
+    assert ("so --bf16 takes many times" in str(plan(wishes, precision="bf16").warning)) == imitated
 
 
 def test_gpus_are_asked_by_a_process_of_its_own() -> None:
