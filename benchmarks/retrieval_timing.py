@@ -20,7 +20,7 @@ from ragstone.index.vector_index import VectorIndex
 from ragstone.processes.group import joined
 from ragstone.processes.launch import launch
 from ragstone.processes.processes import Processes
-from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
+from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_backend
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.ray_crew import NAMESPACE
 from ragstone.retrieval.retriever import Retriever
@@ -116,7 +116,7 @@ def _time(task: Task) -> Timed:
     settings = task.backend.settings
     with joined(torch.device("cpu"), TIMEOUT) as processes, connected(settings, processes):
         location = SourceLocation(task.passages_path, task.index_path)
-        _, retriever = retrieval_place(settings, processes, TIMEOUT).open(location)
+        _, retriever = retrieval_backend(settings, processes, TIMEOUT).open(location)
         threads = _worker_threads() if settings.backend == "ray" else len(os.sched_getaffinity(0))
         faiss.omp_set_num_threads(threads)
         torch.set_num_threads(threads)

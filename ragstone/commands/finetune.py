@@ -24,12 +24,12 @@ def finetune(settings: FinetuneSettings) -> Finetuned:
     """
     refuse_other_training()
     with importing() if place().is_first else nullcontext():
-        from ragstone.commands.finetune_plan import run_wishes
+        from ragstone.commands.finetune_plan import placement_request
         from ragstone.processes.launch import launch
         from ragstone.training.hardware import refuse_without_wandb
         from ragstone.training.placement import plan_placement
 
-    placement = plan_placement(run_wishes(settings), place())
+    placement = plan_placement(placement_request(settings), place())
     if settings.logger_name == "wandb":
         refuse_without_wandb()
     if place().is_first:

@@ -12,7 +12,7 @@ from ragstone.settings import plain_settings
 from ragstone.training.footprint import WeightUse
 from ragstone.training.loop import LoopSettings
 from ragstone.training.optimizer import OptimizerSettings
-from ragstone.training.placement import Wishes
+from ragstone.training.placement import PlacementRequest
 from ragstone.training.run import RunPlan
 
 LORA_ALPHA = 16
@@ -84,9 +84,9 @@ def run_plan(settings: FinetuneSettings) -> RunPlan:
     )
 
 
-def run_wishes(settings: FinetuneSettings) -> Wishes:
+def placement_request(settings: FinetuneSettings) -> PlacementRequest:
     """What the run is to be placed on."""
-    return Wishes(
+    return PlacementRequest(
         gpus=settings.gpus,
         num_processes=settings.num_processes,
         precision="fp16" if settings.fp16 else "bf16" if settings.bf16 else "no",

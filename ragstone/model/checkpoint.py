@@ -26,7 +26,7 @@ from ragstone.model.contexts import ContextFormat
 from ragstone.model.encoder_weights import load_encoder_weights, save_encoder_weights
 from ragstone.model.fingerprint import NOT_SETTINGS, fingerprint
 from ragstone.model.generator import Generator
-from ragstone.model.generator_wish import GeneratorWish, spare_odd_layers
+from ragstone.model.generator_request import GeneratorRequest, spare_odd_layers
 from ragstone.model.holder import Holder
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import load_adapters
@@ -98,7 +98,7 @@ def load_checkpoint(
     *,
     cache_dir: str | None = None,
     config_name: str | None = None,
-    wish: GeneratorWish | None = None,
+    request: GeneratorRequest | None = None,
 ) -> Checkpoint:
     """Open a RAG checkpoint from a folder or the hub, as safetensors or as pickled weights read with weights_only.
 
@@ -106,7 +106,7 @@ def load_checkpoint(
         name_or_path: folder or hub name.
         cache_dir: where downloads are kept.
         config_name: where config.json is, if not with the weights.
-        wish: what to change about the generator.
+        request: what to change about the generator.
 
     Raises:
         InputError: no RAG checkpoint, one that lacks weights, or whose generator cannot be what is wished for.
@@ -122,12 +122,12 @@ def load_checkpoint(
     own = own_settings(config)
     # Without settings of ours, transformers wrote it. Kept from now on, whatever is recorded besides.
     config.ragstone = {**own, "decoded_question": own.get("decoded_question", not own)}
-    wish = wish or GeneratorWish()
+    request = request or GeneratorRequest()
     base = own.get("adapter_base")
     if base is not None:
-        return _load_adapted(name_or_path, config, base, cache_dir, wish)
+        return _load_adapted(name_or_path, config, base, cache_dir, request)
     auto_class(config.generator, f"The generator in {name_or_path}")
-    change_config(config.generator, wish.changes)
+    change_config(config.generator, request.changes)
     for part in (config, config.question_encoder, config.generator):
         # Releases of 2020 recorded that models return tuples, which today's break on within.
         part.return_dict = True
@@ -138,7 +138,7 @@ def load_checkpoint(
         config=config,
         output_loading_info=True,
         cache_dir=cache_dir,
-        **wish.loading_options(QUESTION_ENCODER),
+        **request.loading_options(QUESTION_ENCODER),
     )
     settings = _encoder_settings(config)
     missing = [key for key in report["missing_keys"] if settings.pooling == "pooler" or ".pooler." not in key]
@@ -152,14 +152,14 @@ def load_checkpoint(
     generation = own_settings(config).get("generation")
     if generation:
         generator.generation_config.update(**generation)
-    set_languages(generator, tokenizers["generator"], wish.languages, name_or_path)
+    set_languages(generator, tokenizers["generator"], request.languages, name_or_path)
     encoder = TextEncoder(holder.rag.question_encoder, tokenizers["question_encoder"], settings, name_or_path)
     _read_dense(encoder, config, cache_dir)
     recorded = own_settings(config).get("prompt")
-    prompt = choose_prompt(generator.config, tokenizers["generator"], recorded, wish.prompt_template, wish.chat)
+    prompt = choose_prompt(generator.config, tokenizers["generator"], recorded, request.prompt_template, request.chat)
     record_prompt(config, prompt)
-    if wish.quantization is None:
-        generator.to(wish.weight_type)
+    if request.quantization is None:
+        generator.to(request.weight_type)
     else:
         # transformers tells the holder alone; peft asks the generator. What is written is not quantised.
         for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
@@ -181,30 +181,30 @@ def _load_adapted(
     config: Any,
     base: str,
     cache_dir: str | None,
-    wish: GeneratorWish,
+    request: GeneratorRequest,
 ) -> Checkpoint:
     """A checkpoint of a question encoder and adapters, over the generator of the checkpoint that they were made for."""
     if not Path(name_or_path).is_dir():
         raise InputError(f"{name_or_path} holds adapters only; download it and give its folder.")
     own, folder = own_settings(config), Path(name_or_path)
-    # What it was trained with goes before what its base says, and a wish before both.
+    # What it was trained with goes before what its base says, and a request before both.
     tokenizer = pretrained_tokenizer(name_or_path, "generator tokenizer", subfolder="generator_tokenizer")
     languages = Languages(
-        wish.languages.source or getattr(tokenizer, "src_lang", None),
-        wish.languages.target or getattr(tokenizer, "tgt_lang", None),
+        request.languages.source or getattr(tokenizer, "src_lang", None),
+        request.languages.target or getattr(tokenizer, "tgt_lang", None),
     )
     try:
-        whole = load_checkpoint(base, cache_dir=cache_dir, wish=dataclasses.replace(wish, languages=languages))
+        whole = load_checkpoint(base, cache_dir=cache_dir, request=dataclasses.replace(request, languages=languages))
     except InputError as error:
         raise InputError(f"{name_or_path} holds adapters for the generator of {base}: {error}") from error
     generator = whole.generator.model
     expected = own.get("adapter_base_fingerprint")
-    if expected is not None and wish.keeps_weights and fingerprint(generator) != expected:
+    if expected is not None and request.keeps_weights and fingerprint(generator) != expected:
         raise InputError(
             f"{name_or_path} holds adapters for the generator of {base}, which has changed since they were made; put "
             "it back, or train them again."
         )
-    prompt = choose_prompt(generator.config, tokenizer, own.get("prompt"), wish.prompt_template, wish.chat)
+    prompt = choose_prompt(generator.config, tokenizer, own.get("prompt"), request.prompt_template, request.chat)
     record_prompt(config, prompt)
     adapted = as_generator(generator, tokenizer, prompt)
     adapted.model = load_adapters(generator, folder / ADAPTER)

@@ -29,7 +29,7 @@ class ContextFormat:
     checkpoints that transformers wrote were trained on. Else it stands there as it was asked."""
 
     def text(self, passage: Passage, question: str) -> tuple[str, str]:
-        """The context in two parts: what may be cut (prefix and passage) and what may not (the question).
+        """The context in two parts: what is cut first (prefix and passage), and the question.
 
         A missing passage leaves prefix and question, which then are one part.
         """

@@ -15,11 +15,11 @@ import torch
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.bm25 import best_rows
 from ragstone.knowledge.source import KnowledgeSource, SourceInfo
+from ragstone.retrieval.backend import RetrievalBackend
 from ragstone.retrieval.fusion import common_scale, reciprocal_rank_fusion
 from ragstone.retrieval.local import LocalRetriever, fetch
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.method import FusionName, Method
-from ragstone.retrieval.place import RetrievalPlace
 from ragstone.retrieval.retriever import Retriever
 from ragstone.types import FloatArray, IntArray, Passage
 
@@ -161,7 +161,7 @@ class HybridFinder:
 
 
 def open_finder(
-    method: Method, place: RetrievalPlace, location: SourceLocation, encoder: TextEncoder
+    method: Method, backend: RetrievalBackend, location: SourceLocation, encoder: TextEncoder
 ) -> tuple[SourceInfo, Finder]:
     """Open a knowledge source and what finds passages in it by `method`; `encoder` is the question encoder.
 
@@ -171,27 +171,27 @@ def open_finder(
         InputError: no knowledge source, or one that cannot be searched so.
     """
     openers = {"dense": _open_dense, "bm25": _open_bm25, "hybrid": _open_hybrid}
-    return openers[method.retriever](method, place, location, encoder)
+    return openers[method.retriever](method, backend, location, encoder)
 
 
 def _open_dense(
-    method: Method, place: RetrievalPlace, location: SourceLocation, encoder: TextEncoder
+    method: Method, backend: RetrievalBackend, location: SourceLocation, encoder: TextEncoder
 ) -> tuple[SourceInfo, Finder]:
-    info, retriever = place.open(location)
+    info, retriever = backend.open(location)
     return info, DenseFinder(encoder, retriever)
 
 
 def _open_bm25(
-    method: Method, place: RetrievalPlace, location: SourceLocation, encoder: TextEncoder
+    method: Method, backend: RetrievalBackend, location: SourceLocation, encoder: TextEncoder
 ) -> tuple[SourceInfo, Finder]:
-    source = place.for_words().open_source(location)
+    source = backend.for_words().open_source(location)
     return source.info(), Bm25Finder(source)
 
 
 def _open_hybrid(
-    method: Method, place: RetrievalPlace, location: SourceLocation, encoder: TextEncoder
+    method: Method, backend: RetrievalBackend, location: SourceLocation, encoder: TextEncoder
 ) -> tuple[SourceInfo, Finder]:
-    info, retriever = place.for_words().open(location)
+    info, retriever = backend.for_words().open(location)
     return info, HybridFinder(encoder, retriever, method.hybrid_fusion, method.hybrid_weight)
 
 

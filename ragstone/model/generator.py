@@ -63,7 +63,7 @@ class Generator(Protocol[Contexts]):
         """Labels [R, T] of answers cut to `max_length` tokens, -100 at padding."""
 
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Contexts:
-        """Read contexts given as (passage part, question part); a long passage is cut, a question never."""
+        """Read contexts given as (passage part, question part), cut to `max_length` tokens, see ContextTokenizer."""
 
     def target_logits(
         self, contexts: Contexts, labels: torch.Tensor, places: torch.Tensor | None = None

@@ -55,7 +55,11 @@ class Model(Protocol):
         """Answers to each question, best first."""
 
     def retrieve(self, questions: Sequence[str], n_docs: int | None = None) -> list[tuple[ScoredPassage, ...]]:
-        """The passages found for each question, best first; none without retrieval."""
+        """The passages found for each question, best first.
+
+        Raises:
+            InputError: the model retrieves nothing.
+        """
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""

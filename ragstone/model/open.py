@@ -27,14 +27,14 @@ from ragstone.model.contexts import ContextFormat
 from ragstone.model.finder import open_finder
 from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
-from ragstone.model.generator_wish import GeneratorWish, Quantization
+from ragstone.model.generator_request import GeneratorRequest, Quantization
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_differences, add_adapters
 from ragstone.model.model import Model
 from ragstone.model.rag import RagModel, RagOptions, RagType
-from ragstone.model.source_choice import ChosenSource, SourceWish, choose_source_for_all
+from ragstone.model.source_choice import ChosenSource, SourceRequest, choose_source_for_all
+from ragstone.retrieval.backend import InEveryProcess, RetrievalBackend
 from ragstone.retrieval.method import Method, MethodRequest
-from ragstone.retrieval.place import InEveryProcess, RetrievalPlace
 
 RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
 WRITTEN = "The length of answers that may be written (max_length, or val_max_target_length and test_max_target_length)"
@@ -82,7 +82,7 @@ class ModelRequest:
     """Closed-book: where the tokenizer is, if not with the model."""
     cache_dir: str | None = None
     device: torch.device | None = None
-    retrieval: RetrievalPlace = dataclasses.field(default_factory=InEveryProcess)
+    retrieval: RetrievalBackend = dataclasses.field(default_factory=InEveryProcess)
     """Where passages are searched for."""
     method: MethodRequest = dataclasses.field(default_factory=MethodRequest)
     """By what they are found."""
@@ -150,7 +150,7 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         request.name_or_path,
         cache_dir=request.cache_dir,
         config_name=request.config_name,
-        wish=GeneratorWish(
+        request=GeneratorRequest(
             request.generator_changes,
             request.prompt_template,
             request.chat,
@@ -200,14 +200,14 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
 
 def _retrieval(request: ModelRequest, config: Any) -> tuple[ChosenSource, Method]:
     """Where passages are and by what they are found; refused before weights are loaded, if they cannot be."""
-    wish = SourceWish(request.passages_path, request.index_path, request.index_name, request.use_dummy_dataset)
-    chosen = choose_source_for_all(wish, config, request.retrieval)
+    asked = SourceRequest(request.passages_path, request.index_path, request.index_name, request.use_dummy_dataset)
+    chosen = choose_source_for_all(asked, config, request.retrieval)
     indexes, path = request.retrieval.indexes(chosen.location), chosen.location.passages_path
     method = request.method.resolve(own_settings(config).get("retrieval"), indexes, path)
-    place = request.retrieval.for_words() if method.by_words else request.retrieval
-    if place is not request.retrieval:
+    backend = request.retrieval.for_words() if method.by_words else request.retrieval
+    if backend is not request.retrieval:
         # Every process opens the source then, which may be elsewhere on its host.
-        chosen = choose_source_for_all(wish, config, place)
+        chosen = choose_source_for_all(asked, config, backend)
     return chosen, method
 
 
@@ -241,7 +241,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     refuse_new_weights(name, sorted(report["missing_keys"]), allowed=None)
     tokenizer = pretrained_tokenizer(request.tokenizer_name or name, cache_dir=cache_dir)
     set_languages(model, tokenizer, request.languages, name)
-    model = model.to(GeneratorWish(torch_dtype=request.torch_dtype).weight_type)
+    model = model.to(GeneratorRequest(torch_dtype=request.torch_dtype).weight_type)
     if request.gradient_checkpointing:
         checkpoint_gradients(model)
     prompt = choose_prompt(config, tokenizer, own_settings(config).get("prompt"), request.prompt_template, request.chat)
@@ -292,7 +292,7 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
         generator.model.requires_grad_(False)
     if lora is not None and checkpoint.adapter_base is None:
         folder = Path(request.name_or_path)
-        if GeneratorWish(quantization=request.quantization, torch_dtype=request.torch_dtype).keeps_weights:
+        if GeneratorRequest(quantization=request.quantization, torch_dtype=request.torch_dtype).keeps_weights:
             made_for = {"adapter_base_fingerprint": fingerprint(generator.model)}
             checkpoint.config.ragstone = {**own_settings(checkpoint.config), **made_for}
         generator.model = add_adapters(generator.model, lora)

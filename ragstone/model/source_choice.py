@@ -1,4 +1,4 @@
-"""Which knowledge source flags and a checkpoint's config mean: the one spot where an index's name becomes a place."""
+"""Which knowledge source flags and a checkpoint's config mean: where an index's name becomes a location."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ragstone.knowledge.legacy import find_converted
 from ragstone.knowledge.source import SourceInfo
 from ragstone.knowledge.wiki_dpr import NAMES, PUBLISHED_INDEXES, find_wiki_dpr
 from ragstone.model.checkpoint import DENSE, own_settings
+from ragstone.retrieval.backend import RetrievalBackend
 from ragstone.retrieval.location import SourceLocation
-from ragstone.retrieval.place import RetrievalPlace
 
 
 @dataclass(frozen=True)
-class SourceWish:
+class SourceRequest:
     """What a user gives; None or false leaves what the checkpoint says."""
 
     passages_path: str | None = None
@@ -45,32 +45,32 @@ class ChosenSource:
         config.index_path = info.index_path if own else None
 
 
-def choose_source(wish: SourceWish, config: Any) -> ChosenSource:
-    """The source that a user's wish means, and else a checkpoint's `config` (RagConfig).
+def choose_source(request: SourceRequest, config: Any) -> ChosenSource:
+    """The source that a request means, and else a checkpoint's `config` (RagConfig).
 
     Raises:
         InputError: none is named, or the one that is named is not on this machine.
     """
-    if wish.use_dummy_dataset:
+    if request.use_dummy_dataset:
         return _dummy(config)
-    if wish.passages_path is not None:
-        return ChosenSource(SourceLocation(wish.passages_path, wish.index_path))
-    index_path = wish.index_path or config.index_path
-    if wish.index_name in (None, CUSTOM):
+    if request.passages_path is not None:
+        return ChosenSource(SourceLocation(request.passages_path, request.index_path))
+    index_path = request.index_path or config.index_path
+    if request.index_name in (None, CUSTOM):
         if config.passages_path is not None:
             return ChosenSource(SourceLocation(config.passages_path, index_path))
-        if config.use_dummy_dataset and wish.index_name is None:
+        if config.use_dummy_dataset and request.index_name is None:
             return _dummy(config)
-    return _named(wish.index_name or config.index_name, index_path, config)
+    return _named(request.index_name or config.index_name, index_path, config)
 
 
-def choose_source_for_all(wish: SourceWish, config: Any, place: RetrievalPlace) -> ChosenSource:
-    """As choose_source, in the process that opens the source at `place`. With several processes, all call it.
+def choose_source_for_all(request: SourceRequest, config: Any, backend: RetrievalBackend) -> ChosenSource:
+    """As choose_source, in the process that opens the source with `backend`. With several processes, all call it.
 
     Raises:
         InputError: see choose_source.
     """
-    found = place.locate(lambda: dataclasses.asdict(choose_source(wish, config)))
+    found = backend.locate(lambda: dataclasses.asdict(choose_source(request, config)))
     return ChosenSource(**{**found, "location": SourceLocation(**found["location"])})
 
 

@@ -1,4 +1,4 @@
-"""Which place of retrieval a run's settings mean: the one spot where a backend's name becomes a backend."""
+"""Which backend of retrieval a run's settings mean: the one spot where its name becomes one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ragstone.errors import InputError
 from ragstone.processes.group import ProcessGroup
 from ragstone.processes.processes import Processes
 from ragstone.processes.ray_cluster import AUTO, LOCAL, Contact, RayCluster
+from ragstone.retrieval.backend import InEveryProcess, InFirstProcess, RetrievalBackend
 from ragstone.retrieval.location import IndexDevice
-from ragstone.retrieval.place import InEveryProcess, InFirstProcess, RetrievalPlace
 
 Backend = Literal["pytorch", "ray"]
 """In the words of the reference."""
@@ -44,7 +44,7 @@ class RetrievalSettings:
 
 @contextmanager
 def connected(settings: RetrievalSettings, processes: Processes) -> Iterator[None]:
-    """What the place of retrieval needs for as long as a run lasts: with Ray, a cluster that all are connected to.
+    """What the backend of retrieval needs for as long as a run lasts: with Ray, a cluster that all are connected to.
 
     Raises:
         InputError: there is none that answers, or not with the GPUs that its workers are to have.
@@ -77,8 +77,8 @@ def _contact(settings: RetrievalSettings, stack: ExitStack) -> Contact:
     return cluster.contact
 
 
-def retrieval_place(settings: RetrievalSettings, processes: Processes, timeout: float) -> RetrievalPlace:
-    """The place that `settings` mean for a run of `processes`; `timeout` in seconds."""
+def retrieval_backend(settings: RetrievalSettings, processes: Processes, timeout: float) -> RetrievalBackend:
+    """The backend that `settings` mean for a run of `processes`; `timeout` in seconds."""
     if settings.backend == "ray":
         from ragstone.retrieval.ray_retriever import InRayWorkers
 

@@ -22,11 +22,11 @@ from ragstone.index.searcher import best_of
 from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import Indexes, KnowledgeSource, SourceInfo
 from ragstone.processes.processes import Processes
+from ragstone.retrieval.backend import InEveryProcess
 from ragstone.retrieval.local import fetch
 from ragstone.retrieval.location import IndexDevice, SourceLocation
 from ragstone.retrieval.message import Request, decode, decode_found
 from ragstone.retrieval.method import VECTORS_ALONE
-from ragstone.retrieval.place import InEveryProcess
 from ragstone.retrieval.ray_crew import NAMESPACE, Crew, SharedBoard, call_each, let_all
 from ragstone.retrieval.ray_worker import RetrievalWorker
 from ragstone.retrieval.retriever import Retriever
@@ -53,7 +53,7 @@ class InRayWorkers:
     """Seconds in which a request must be answered, the replacement of a worker included."""
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
-        """See RetrievalPlace.open. The first process starts the workers; the others find them by name.
+        """See RetrievalBackend.open. The first process starts the workers; the others find them by name.
 
         A process with a worker on its own host reads the passages itself, from the map that both share.
         """
@@ -72,15 +72,15 @@ class InRayWorkers:
         return info, retriever
 
     def indexes(self, location: SourceLocation) -> Indexes:
-        """See RetrievalPlace.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
+        """See RetrievalBackend.indexes. Whatever is asked for: the source may be on the workers' hosts alone."""
         return Indexes(vectors=True, words=True)
 
     def locate(self, find: Callable[[], T]) -> T:
-        """See RetrievalPlace.locate: by the first process, for the workers' hosts too."""
+        """See RetrievalBackend.locate: by the first process, for the workers' hosts too."""
         return cast(T, self.processes.on_first(find))
 
     def for_words(self) -> InEveryProcess:
-        """See RetrievalPlace.for_words.
+        """See RetrievalBackend.for_words.
 
         Raises:
             InputError: always.

@@ -34,7 +34,7 @@ SLOW = "Warning: this processor has no instructions for {what}, so --{flag} take
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlacementRequest:
     """What a user asks for."""
 
     gpus: int | None = None
@@ -74,28 +74,28 @@ class Placement:
         return " | ".join(" ".join(line.split()) for line in self.lines)
 
 
-def plan_placement(wishes: Wishes, place: Place) -> Placement:
+def plan_placement(request: PlacementRequest, place: Place) -> Placement:
     """Plan and check a run.
 
     Args:
-        wishes: what is asked for.
+        request: what is asked for.
         place: of this process; with a size above 1 the processes are there already.
 
     Raises:
         InputError: GPUs, Ray or memory that are not there, or numbers that contradict each other.
     """
-    gpus = _gpus(wishes, place)
-    here = place.local_size if place.size > 1 else max(1, gpus if gpus else wishes.num_processes or 1)
+    gpus = _gpus(request, place)
+    here = place.local_size if place.size > 1 else max(1, gpus if gpus else request.num_processes or 1)
     processes = place.size if place.size > 1 else here
     device = "GPU" if gpus else "CPU"
     lines = [f"processes  {_processes(processes, here, device)}"]
-    config = read_config(Path(wishes.model))
+    config = read_config(Path(request.model))
     # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
-    retrieval = wishes.retrieval if config.get("model_type", "rag") == "rag" else None
-    sizes, use = _IndexSizes(), wishes.use
+    retrieval = request.retrieval if config.get("model_type", "rag") == "rag" else None
+    sizes, use = _IndexSizes(), request.use
     if retrieval is not None:
-        passages, index_path = _source(wishes, config)
-        method = _method(wishes, config, passages)
+        passages, index_path = _source(request, config)
+        method = _method(request, config, passages)
         _check_retrieval(retrieval, method)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
         # Who searches by words alone does not ask the question encoder.
@@ -112,8 +112,8 @@ def plan_placement(wishes: Wishes, place: Place) -> Placement:
         )
     starts = place.size == 1 and here > 1
     numbers = [] if not gpus else list(range(here)) if starts else [place.local_rank]
-    lines.append(f"memory     {_memory(wishes, use, here, processes, sizes, _GPUs(numbers, starts))}")
-    warning = None if gpus else _slow_arithmetic(wishes.precision)
+    lines.append(f"memory     {_memory(request, use, here, processes, sizes, _GPUs(numbers, starts))}")
+    warning = None if gpus else _slow_arithmetic(request.precision)
     return Placement(processes, starts, lines, warning)
 
 
@@ -126,10 +126,10 @@ def _slow_arithmetic(precision: Precision) -> str | None:
     return None
 
 
-def _gpus(wishes: Wishes, place: Place) -> int:
+def _gpus(request: PlacementRequest, place: Place) -> int:
     """GPUs to use on this host: 0 is the CPU."""
     there = torch.cuda.device_count()
-    gpus, processes = wishes.gpus, wishes.num_processes
+    gpus, processes = request.gpus, request.num_processes
     if gpus is not None and gpus > there:
         raise InputError(f"--gpus {gpus}: this machine has {there} GPUs that torch can use; give at most that many.")
     if place.size > 1:
@@ -157,21 +157,21 @@ def _gpus(wishes: Wishes, place: Place) -> int:
     return gpus
 
 
-def _source(wishes: Wishes, config: dict[str, Any]) -> tuple[Path | None, Path | None]:
+def _source(request: PlacementRequest, config: dict[str, Any]) -> tuple[Path | None, Path | None]:
     """Passages and index file, as far as they are known before the model is opened, which may be on this host or not.
 
     As model.source_choice chooses them; `config` is the checkpoint's, which may name a source.
     """
-    if wishes.use_dummy_dataset:
+    if request.use_dummy_dataset:
         return None, None
-    passages, index = wishes.passages_path, wishes.index_path
+    passages, index = request.passages_path, request.index_path
     if passages is None:
         index = index or config.get("index_path")
-    if passages is None and wishes.index_name in (None, CUSTOM):
+    if passages is None and request.index_name in (None, CUSTOM):
         passages = config.get("passages_path")
-        if passages is None and config.get("use_dummy_dataset") and wishes.index_name is None:
+        if passages is None and config.get("use_dummy_dataset") and request.index_name is None:
             return None, None
-    name = wishes.index_name or config.get("index_name")
+    name = request.index_name or config.get("index_name")
     if passages is None and name in PUBLISHED_INDEXES:
         # One that was not downloaded is refused when it is opened.
         with suppress(InputError):
@@ -183,11 +183,11 @@ def _source(wishes: Wishes, config: dict[str, Any]) -> tuple[Path | None, Path |
     return Path(passages) if passages else None, Path(index) if index else None
 
 
-def _method(wishes: Wishes, config: dict[str, Any], passages: Path | None) -> Method:
+def _method(request: PlacementRequest, config: dict[str, Any], passages: Path | None) -> Method:
     """By what passages will be found. What a source that is not on this host has is not known here, nor refused."""
     there = passages is not None and passages.is_dir()
     indexes = find_indexes(passages) if passages is not None and there else Indexes(vectors=True, words=True)
-    return wishes.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, str(passages or ""))
+    return request.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, str(passages or ""))
 
 
 def _check_retrieval(retrieval: RetrievalSettings, method: Method) -> None:
@@ -261,18 +261,20 @@ class _GPUs:
         return free_on_gpus(self.numbers or [0], self.asks_apart)
 
 
-def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _IndexSizes, gpus: _GPUs) -> str:
+def _memory(
+    request: PlacementRequest, use: WeightUse, here: int, processes: int, index: _IndexSizes, gpus: _GPUs
+) -> str:
     """What a process takes, and the index beside it.
 
     Args:
-        wishes: what is asked for.
+        request: what is asked for.
         use: what is done with the weights.
         here: processes on this host.
         processes: all of them.
         index: what it takes.
         gpus: where there are any.
     """
-    needed = footprint(Path(wishes.model), use, processes)
+    needed = footprint(Path(request.model), use, processes)
     parts, left = [], memory().available
     if needed is None:
         parts.append("model not here yet, so its size is unknown")
@@ -287,31 +289,31 @@ def _memory(wishes: Wishes, use: WeightUse, here: int, processes: int, index: _I
             total, free, what = needed, min(gpus.free), "memory on the GPU"
         if total > free:
             doing = "Training" if use.trains else "Answering with"
-            adapters = "" if use.lora or not use.trains or wishes.retrieval is None else "adapters (--lora_r), "
+            adapters = "" if use.lora or not use.trains or request.retrieval is None else "adapters (--lora_r), "
             raise InputError(
-                f"{doing} {wishes.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
+                f"{doing} {request.model} takes at least {_size(total)} of {what}, and {_size(free)} are free; take "
                 f"fewer processes, {adapters}a smaller model or a larger machine."
             )
         left -= 0 if gpus.numbers else total
-    if index.on_gpu and wishes.retrieval is not None:
+    if index.on_gpu and request.retrieval is not None:
         beside = (needed or 0) if gpus.numbers else 0
         # Those of a Ray cluster may be on other hosts, and a local one without GPUs is refused when it has started.
-        looks = wishes.retrieval.on_this_host and torch.cuda.is_available()
+        looks = request.retrieval.on_this_host and torch.cuda.is_available()
         if looks and index.on_gpu + beside > (free := min(gpus.free[: index.on_gpus])):
             others = f" beside the model's {_size(beside)}" if beside else ""
             raise InputError(
                 f"--index_device cuda: the vectors take {_size(index.on_gpu)}{others}, and the GPU has {_size(free)} "
                 "free; leave it out, or divide them among Ray workers with --index_shards."
             )
-        whose = " of each Ray worker" if wishes.retrieval.backend == "ray" else ""
+        whose = " of each Ray worker" if request.retrieval.backend == "ray" else ""
         parts.append(f"vectors {_size(index.on_gpu)} on the GPU{whose}")
     if index.file is not None:
         parts.append(f"index {_size(index.file)}")
     if index.held:
         parts.append(f"vectors {_size(index.held)} in memory")
         # Workers of a cluster that is there already may be on other hosts, and look for themselves.
-        if index.held > left and wishes.retrieval is not None and wishes.retrieval.on_this_host:
-            source = wishes.passages_path or "the source"
+        if index.held > left and request.retrieval is not None and request.retrieval.on_this_host:
+            source = request.passages_path or "the source"
             raise InputError(
                 f"The vectors of {source} cannot be mapped: exact search holds {_size(index.held)} of them in memory, "
                 f"and {_size(max(0, left))} are free beside the model; {REMEDY}."

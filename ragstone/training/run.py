@@ -29,7 +29,7 @@ from ragstone.processes.environment import place
 from ragstone.processes.group import joined
 from ragstone.processes.processes import Processes
 from ragstone.progress import silence
-from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_place
+from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_backend
 from ragstone.training.agreement import refuse_unlike_examples, refuse_unlike_flags, refuse_unseen_folder
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
 from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, release, training_device
@@ -267,8 +267,8 @@ def _predict(plan: RunPlan, processes: Processes, accelerator: Any, test: Sequen
 
 
 def _request(plan: RunPlan, processes: Processes, accelerator: Any) -> ModelRequest:
-    place = retrieval_place(plan.retrieval, processes, plan.timeout)
-    return dataclasses.replace(plan.model, device=accelerator.device, retrieval=place)
+    backend = retrieval_backend(plan.retrieval, processes, plan.timeout)
+    return dataclasses.replace(plan.model, device=accelerator.device, retrieval=backend)
 
 
 def _start(folder: Path, started: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ragstone.__main__ import main
-from ragstone.commands.finetune_plan import run_plan, run_wishes
+from ragstone.commands.finetune_plan import placement_request, run_plan
 from ragstone.commands.finetune_settings import FinetuneSettings
 from ragstone.flags import Flag, flags_of
 from ragstone.model.checkpoint import ADAPTER
@@ -43,7 +43,7 @@ ELSEWHERE = {"num_workers", "distributed_port", "fast_dev_run"}
 def what_runs(words: list[str]) -> tuple[Any, Any]:
     """What is done with these flags, without the records that are kept and compared of them."""
     settings = parse_settings(FinetuneSettings, [*REQUIRED, *words], "finetune", "")
-    return dataclasses.replace(run_plan(settings), record={}, fixed={}, shared={}), run_wishes(settings)
+    return dataclasses.replace(run_plan(settings), record={}, fixed={}, shared={}), placement_request(settings)
 
 
 def a_change(flag: Flag) -> list[str]:

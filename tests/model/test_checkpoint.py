@@ -25,7 +25,7 @@ from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, change_config, load_checkpoint, save_checkpoint
 from ragstone.model.consolidate import Parts, join_parts
 from ragstone.model.decoding import Decoding
-from ragstone.model.generator_wish import GeneratorWish
+from ragstone.model.generator_request import GeneratorRequest
 from ragstone.model.open import ModelRequest, open_model
 
 CLASSES = {"rag_sequence": RagSequenceForGeneration, "rag_token": RagTokenForGeneration}
@@ -248,7 +248,7 @@ def test_a_generator_is_no_rag_checkpoint(models_folder: Path) -> None:
 
 
 def test_generator_settings_can_be_changed_and_unknown_ones_are_refused(checkpoint_folder: Path) -> None:
-    changed = load_checkpoint(str(checkpoint_folder), wish=GeneratorWish({"dropout": 0.3}))
+    changed = load_checkpoint(str(checkpoint_folder), request=GeneratorRequest({"dropout": 0.3}))
     assert changed.generator.model.model.encoder.layers[0].dropout == 0.3
     with pytest.raises(InputError, match="has no setting layer_skip; leave --layer_skip out"):
         change_config(changed.config.generator, {"layer_skip": 1})

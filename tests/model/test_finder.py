@@ -18,10 +18,10 @@ from ragstone.index.bm25 import Bm25Index
 from ragstone.knowledge.source import BM25_NAME, KnowledgeSource
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model, refuse_unsearchable
+from ragstone.retrieval.backend import InEveryProcess
 from ragstone.retrieval.fusion import reciprocal_rank_fusion
 from ragstone.retrieval.location import SourceLocation
 from ragstone.retrieval.method import MethodRequest
-from ragstone.retrieval.place import InEveryProcess
 from ragstone.retrieval.ray_retriever import InRayWorkers
 from tests.conftest import DOCUMENTS, join_models
 

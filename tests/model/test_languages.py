@@ -13,7 +13,7 @@ from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import load_checkpoint
 from ragstone.model.decoding import Decoding
-from ragstone.model.generator_wish import GeneratorWish
+from ragstone.model.generator_request import GeneratorRequest
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.open import ModelRequest, open_model
 from tests.conftest import join_models
@@ -93,7 +93,7 @@ def test_other_languages_than_recorded(
         src_lang="en_XX",
         tgt_lang="ro_RO",
     )
-    checkpoint = load_checkpoint(str(folder), wish=GeneratorWish(languages=Languages(target="fr_XX")))
+    checkpoint = load_checkpoint(str(folder), request=GeneratorRequest(languages=Languages(target="fr_XX")))
     tokenizer = checkpoint.generator.tokenizer
     assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("en_XX", "fr_XX")
     opening = checkpoint.generator.model.generation_config.forced_bos_token_id

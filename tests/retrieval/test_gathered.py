@@ -17,9 +17,9 @@ from ragstone.knowledge.source import KnowledgeSource
 from ragstone.model.open import ModelRequest, refuse_unsearchable
 from ragstone.processes.group import ProcessGroup, joined
 from ragstone.processes.launch import launch
+from ragstone.retrieval.backend import InFirstProcess
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import SourceLocation
-from ragstone.retrieval.place import InFirstProcess
 from ragstone.types import FloatArray, Retrieved
 from tests.retrieval.conftest import write_published, write_source
 

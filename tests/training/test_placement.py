@@ -20,7 +20,7 @@ from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.training import placement
 from ragstone.training.footprint import WeightUse, footprint
 from ragstone.training.hardware import free_on_gpus
-from ragstone.training.placement import Wishes, plan_placement
+from ragstone.training.placement import PlacementRequest, plan_placement
 from tests.retrieval.conftest import UNMAPPED_DIMENSION, UNMAPPED_ROWS, write_published, write_unmapped_source
 
 NO_GPU = not torch.cuda.is_available()
@@ -28,17 +28,17 @@ needs_no_gpu = pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
 
 
 @pytest.fixture
-def wishes(checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
+def usual(checkpoint_folder: Path, source_folder: Path) -> dict[str, Any]:
     retrieval = RetrievalSettings()
     return {"gpus": 0, "retrieval": retrieval, "model": str(checkpoint_folder), "passages_path": str(source_folder)}
 
 
-def plan(wishes: dict[str, Any], where: Place | None = None, **more: Any) -> Any:
-    return plan_placement(Wishes(**{**wishes, **more}), where or Place())
+def plan(usual: dict[str, Any], where: Place | None = None, **more: Any) -> Any:
+    return plan_placement(PlacementRequest(**{**usual, **more}), where or Place())
 
 
-def test_one_process(wishes: dict[str, Any], checkpoint_folder: Path) -> None:
-    placement = plan(wishes)
+def test_one_process(usual: dict[str, Any], checkpoint_folder: Path) -> None:
+    placement = plan(usual)
     assert (placement.processes, placement.starts) == (1, False)
     assert placement.lines[:2] == [
         "processes  1, on the CPU",
@@ -49,8 +49,8 @@ def test_one_process(wishes: dict[str, Any], checkpoint_folder: Path) -> None:
     assert shown == pytest.approx(4 * size / 2**20, abs=0.1)
 
 
-def test_several_processes(wishes: dict[str, Any]) -> None:
-    placement = plan(wishes, num_processes=3)
+def test_several_processes(usual: dict[str, Any]) -> None:
+    placement = plan(usual, num_processes=3)
     assert (placement.processes, placement.starts) == (3, True)
     assert placement.lines[:2] == [
         "processes  3, each on the CPU; gradients by gloo",
@@ -58,31 +58,31 @@ def test_several_processes(wishes: dict[str, Any]) -> None:
     ]
 
 
-def test_processes_that_are_there_already(wishes: dict[str, Any]) -> None:
-    placement = plan(wishes, Place(rank=5, size=8, local_rank=1, local_size=4))
+def test_processes_that_are_there_already(usual: dict[str, Any]) -> None:
+    placement = plan(usual, Place(rank=5, size=8, local_rank=1, local_size=4))
     assert (placement.processes, placement.starts) == (8, False)
     assert placement.lines[0] == "processes  8, 4 of them on this host, each on the CPU; gradients by gloo"
     with pytest.raises(InputError, match="--num_processes 2: 4 processes were started on this host; leave"):
-        plan(wishes, Place(rank=5, size=8, local_rank=1, local_size=4), num_processes=2)
+        plan(usual, Place(rank=5, size=8, local_rank=1, local_size=4), num_processes=2)
 
 
-def test_ray_workers(wishes: dict[str, Any]) -> None:
+def test_ray_workers(usual: dict[str, Any]) -> None:
     retrieval = RetrievalSettings("ray", "10.0.0.1:6379", workers=2, parts=3)
-    assert plan(wishes, retrieval=retrieval).lines[1] == (
+    assert plan(usual, retrieval=retrieval).lines[1] == (
         "retrieval  6 Ray workers for 3 parts of the source, index memory-mapped in each; the cluster at 10.0.0.1:6379"
     )
 
 
-def test_a_closed_book_retrieves_nothing(wishes: dict[str, Any], models_folder: Path) -> None:
+def test_a_closed_book_retrieves_nothing(usual: dict[str, Any], models_folder: Path) -> None:
     """Whether a flag says so or what stands in the folder."""
     for more in ({"retrieval": None}, {"model": str(models_folder / "generator")}):
-        assert [line.split()[0] for line in plan(wishes, **more).lines] == ["processes", "memory"]
+        assert [line.split()[0] for line in plan(usual, **more).lines] == ["processes", "memory"]
 
 
-def test_a_checkpoint_that_names_its_source(wishes: dict[str, Any], source_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_names_its_source(usual: dict[str, Any], source_folder: Path, tmp_path: Path) -> None:
     index = source_folder / "my_knowledge_dataset_hnsw_index.faiss"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "index_path": str(index)}))
-    found = plan(wishes, model=str(tmp_path), passages_path=None).lines[2]
+    found = plan(usual, model=str(tmp_path), passages_path=None).lines[2]
     assert found.endswith(f"index {index.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -95,32 +95,32 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_published(tmp_path)
 
 
-def test_an_index_by_name(wishes: dict[str, Any], published: Path, tmp_path: Path) -> None:
+def test_an_index_by_name(usual: dict[str, Any], published: Path, tmp_path: Path) -> None:
     """By flag, or by a checkpoint's config as transformers wrote it; not where a source of its own is given."""
     named = {"passages_path": None, "index_name": "compressed"}
-    assert plan(wishes, **named, model="someone/model").lines[2].endswith("unknown; index 3.0 MiB")
+    assert plan(usual, **named, model="someone/model").lines[2].endswith("unknown; index 3.0 MiB")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "index_name": "compressed"}))
     by_config = {"model": str(tmp_path), "passages_path": None}
-    assert plan(wishes, **by_config).lines[2].endswith("index 3.0 MiB")
-    assert "3.0 MiB" not in plan(wishes, **{**by_config, "passages_path": wishes["passages_path"]}).lines[2]
+    assert plan(usual, **by_config).lines[2].endswith("index 3.0 MiB")
+    assert "3.0 MiB" not in plan(usual, **{**by_config, "passages_path": usual["passages_path"]}).lines[2]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "rag", "use_dummy_dataset": True}))
-    assert "index" not in plan(wishes, **by_config).lines[2]
-    for given in ({"passages_path": wishes["passages_path"]}, {"index_name": "compressed"}):
-        assert "index" in plan(wishes, **{**by_config, **given}).lines[2]
+    assert "index" not in plan(usual, **by_config).lines[2]
+    for given in ({"passages_path": usual["passages_path"]}, {"index_name": "compressed"}):
+        assert "index" in plan(usual, **{**by_config, **given}).lines[2]
     for unknown in ({"use_dummy_dataset": True}, {"index_name": "exact"}, {"index_name": "legacy"}):
-        assert "index" not in plan(wishes, **{**by_config, **unknown}).lines[2]
+        assert "index" not in plan(usual, **{**by_config, **unknown}).lines[2]
 
 
-def test_a_model_on_the_hub_has_no_size_yet(wishes: dict[str, Any]) -> None:
-    assert "model not here yet, so its size is unknown" in plan(wishes, model="someone/model").lines[2]
+def test_a_model_on_the_hub_has_no_size_yet(usual: dict[str, Any]) -> None:
+    assert "model not here yet, so its size is unknown" in plan(usual, model="someone/model").lines[2]
 
 
-def test_a_model_that_does_not_fit_is_refused(wishes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_is_refused(usual: dict[str, Any], tmp_path: Path) -> None:
     """A file of 40 GB, all of it a hole, as an old checkpoint: 200 GB of weights, averages and two of each gradient."""
     with (tmp_path / "pytorch_model.bin").open("wb") as file:
         file.truncate(40 * 10**9)
     with pytest.raises(InputError, match=r"takes at least 372\.5 GiB of memory, and .* are free; take fewer processes"):
-        plan(wishes, model=str(tmp_path), num_processes=2)
+        plan(usual, model=str(tmp_path), num_processes=2)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_model_that_does_not_fit_is_refused(wishes: dict[str, Any], tmp_path: 
     ids=str,
 )
 def test_what_is_not_held_is_not_asked_for(
-    wishes: dict[str, Any],
+    usual: dict[str, Any],
     use: WeightUse,
     bytes_a_weight: int,
     tmp_path: Path,
@@ -147,14 +147,14 @@ def test_what_is_not_held_is_not_asked_for(
     for there in (free, free - 1):
         monkeypatch.setattr(placement, "memory", lambda there=there: Memory(total=2**60, available=there))
         if there == free:
-            assert "activations besides" in plan(wishes, model=str(tmp_path), use=use).lines[-1]
+            assert "activations besides" in plan(usual, model=str(tmp_path), use=use).lines[-1]
         else:
             with pytest.raises(InputError, match=r"takes at least .* are free"):
-                plan(wishes, model=str(tmp_path), use=use)
+                plan(usual, model=str(tmp_path), use=use)
 
 
 def test_vectors_that_cannot_be_mapped_must_fit_for_exact_search(
-    wishes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    usual: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for each worker of a part; where those are on other hosts, they look for themselves."""
     source = str(write_unmapped_source(tmp_path / "nq"))
@@ -162,23 +162,23 @@ def test_vectors_that_cannot_be_mapped_must_fit_for_exact_search(
     wanted = {"model": "someone/model", "passages_path": source}
     here, elsewhere = (RetrievalSettings("ray", address, workers=2, parts=3) for address in ("local", "10.0.0.1:6379"))
     monkeypatch.setattr(placement, "memory", lambda: Memory(total=2**60, available=held))
-    assert plan(wishes, **wanted, retrieval=here).lines[-1].endswith(f"vectors {held / 2**20:.1f} MiB in memory")
+    assert plan(usual, **wanted, retrieval=here).lines[-1].endswith(f"vectors {held / 2**20:.1f} MiB in memory")
     monkeypatch.setattr(placement, "memory", lambda: Memory(total=2**60, available=held - 1))
     with pytest.raises(InputError, match=f"^The vectors of {source} cannot be mapped: .* are free beside the model"):
-        plan(wishes, **wanted, retrieval=here)
+        plan(usual, **wanted, retrieval=here)
     for retrieval in (elsewhere, RetrievalSettings("ray", "local", workers=2)):
-        assert plan(wishes, **wanted, retrieval=retrieval)
+        assert plan(usual, **wanted, retrieval=retrieval)
     # The index has them.
-    assert "vectors" not in plan(wishes, model="someone/model", retrieval=here).lines[-1]
+    assert "vectors" not in plan(usual, model="someone/model", retrieval=here).lines[-1]
 
 
 @needs_no_gpu
-def test_half_precision_that_a_cpu_imitates_is_warned_of(wishes: dict[str, Any]) -> None:
+def test_half_precision_that_a_cpu_imitates_is_warned_of(usual: dict[str, Any]) -> None:
     """bfloat16 only where the processor has no instructions for it."""
-    assert plan(wishes, precision="no").warning is None
-    assert "no instructions for half precision, so --fp16 takes many" in str(plan(wishes, precision="fp16").warning)
+    assert plan(usual, precision="no").warning is None
+    assert "no instructions for half precision, so --fp16 takes many" in str(plan(usual, precision="fp16").warning)
     imitated = "avx512_bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    assert ("so --bf16 takes many times" in str(plan(wishes, precision="bf16").warning)) == imitated
+    assert ("so --bf16 takes many times" in str(plan(usual, precision="bf16").warning)) == imitated
 
 
 def test_gpus_are_asked_by_a_process_of_its_own() -> None:
@@ -193,18 +193,18 @@ def test_gpus_are_asked_by_a_process_of_its_own() -> None:
         ({"retrieval": RetrievalSettings(device="cuda")}, "--index_device cuda: this machine has no GPU"),
     ],
 )
-def test_gpus_that_are_not_there(wishes: dict[str, Any], more: dict[str, Any], message: str) -> None:
+def test_gpus_that_are_not_there(usual: dict[str, Any], more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        plan(wishes, **more)
+        plan(usual, **more)
 
 
 def test_a_gpu_must_hold_the_vectors_beside_the_model(
-    wishes: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+    usual: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the index: exact search holds the vectors themselves. This machine is made to say that it has a GPU."""
     vectors, weights = bytes_on_device(6, 16), footprint(checkpoint_folder, WeightUse(trains=True), processes=1)
     assert weights is not None
-    cuda = {**wishes, "retrieval": RetrievalSettings(device="cuda"), "use": WeightUse(trains=True)}
+    cuda = {**usual, "retrieval": RetrievalSettings(device="cuda"), "use": WeightUse(trains=True)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for more, free, beside in (
@@ -219,13 +219,13 @@ def test_a_gpu_must_hold_the_vectors_beside_the_model(
 
 
 def test_a_gpu_must_hold_the_vectors_of_a_local_ray_worker(
-    wishes: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+    usual: dict[str, Any], checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers take the GPUs from the first on, where the processes train that start them."""
     vectors, weights = bytes_on_device(3, 16), footprint(checkpoint_folder, WeightUse(trains=True), processes=1)
     assert weights is not None
     local, elsewhere = (
-        {**wishes, "retrieval": RetrievalSettings("ray", address, parts=2, device="cuda"), "gpus": 1}
+        {**usual, "retrieval": RetrievalSettings("ray", address, parts=2, device="cuda"), "gpus": 1}
         for address in ("local", "10.0.0.1:6379")
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -249,7 +249,7 @@ def test_a_gpu_must_hold_the_vectors_of_a_local_ray_worker(
     ],
 )
 def test_a_process_for_each_gpu(
-    wishes: dict[str, Any],
+    usual: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     gpus: int | None,
     where: Place,
@@ -267,16 +267,16 @@ def test_a_process_for_each_gpu(
         return [2**40] * (len(numbers) - 1) + [of_last]
 
     monkeypatch.setattr(placement, "free_on_gpus", free)
-    planned = plan(wishes, where, gpus=gpus)
+    planned = plan(usual, where, gpus=gpus)
     assert (planned.lines[0], planned.starts) == (line, starts)
     assert asked == looked_at
     if looked_at:
         monkeypatch.setattr(placement, "free_on_gpus", partial(free, of_last=1))
         with pytest.raises(InputError, match=r"of memory on the GPU, and 0\.0 MiB are free"):
-            plan(wishes, where, gpus=gpus)
+            plan(usual, where, gpus=gpus)
     for more, message in (
         ({"gpus": 5}, "--gpus 5: this machine has 4 GPUs that torch can use"),
         ({"gpus": None, "num_processes": 2}, "--num_processes 2 is for CPUs; give --gpus 0 with it"),
     ):
         with pytest.raises(InputError, match=message):
-            plan(wishes, **more)
+            plan(usual, **more)

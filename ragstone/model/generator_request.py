@@ -19,7 +19,7 @@ PACKED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class GeneratorWish:
+class GeneratorRequest:
     """None, or nothing, leaves what is recorded."""
 
     changes: Mapping[str, Any] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from ragstone.retrieval.retriever import Retriever
 T = TypeVar("T")
 
 
-class RetrievalPlace(Protocol):
+class RetrievalBackend(Protocol):
     """Opens a knowledge source where it is to be searched."""
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
@@ -53,7 +53,7 @@ class RetrievalPlace(Protocol):
         """Where it is opened instead, to be searched by words.
 
         Raises:
-            InputError: this place searches vectors alone.
+            InputError: it searches vectors alone.
         """
 
 
@@ -67,7 +67,7 @@ class InEveryProcess:
     """Those that open it."""
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, LocalRetriever]:
-        """See RetrievalPlace.open.
+        """See RetrievalBackend.open.
 
         Raises:
             InputError: no knowledge source, or another one than the first process's.
@@ -99,15 +99,15 @@ class InEveryProcess:
         return opened
 
     def indexes(self, location: SourceLocation) -> Indexes:
-        """See RetrievalPlace.indexes."""
+        """See RetrievalBackend.indexes."""
         return find_indexes(Path(location.passages_path))
 
     def locate(self, find: Callable[[], T]) -> T:
-        """See RetrievalPlace.locate."""
+        """See RetrievalBackend.locate."""
         return find()
 
     def for_words(self) -> InEveryProcess:
-        """See RetrievalPlace.for_words."""
+        """See RetrievalBackend.for_words."""
         return self
 
 
@@ -119,7 +119,7 @@ class InFirstProcess:
     device: IndexDevice = "cpu"
 
     def open(self, location: SourceLocation) -> tuple[SourceInfo, Retriever]:
-        """See RetrievalPlace.open."""
+        """See RetrievalBackend.open."""
         opened: list[LocalRetriever] = []
 
         def open_here() -> dict[str, object]:
@@ -133,14 +133,14 @@ class InFirstProcess:
         return info, GatheredRetriever(self.processes, opened[0] if opened else None)
 
     def indexes(self, location: SourceLocation) -> Indexes:
-        """See RetrievalPlace.indexes. The first process looks; the others may have no source."""
+        """See RetrievalBackend.indexes. The first process looks; the others may have no source."""
         here = InEveryProcess(self.device)
         return Indexes(**self.locate(lambda: dataclasses.asdict(here.indexes(location))))
 
     def locate(self, find: Callable[[], T]) -> T:
-        """See RetrievalPlace.locate: the source may be on the first process's host alone."""
+        """See RetrievalBackend.locate: the source may be on the first process's host alone."""
         return cast(T, self.processes.on_first(find))
 
     def for_words(self) -> InEveryProcess:
-        """See RetrievalPlace.for_words."""
+        """See RetrievalBackend.for_words."""
         return InEveryProcess(self.device, self.processes)

@@ -10,7 +10,7 @@ import torch
 from ragstone.errors import InputError
 from ragstone.processes.group import joined
 from ragstone.processes.launch import launch
-from ragstone.retrieval.choice import RetrievalSettings, retrieval_place
+from ragstone.retrieval.choice import RetrievalSettings, retrieval_backend
 from ragstone.retrieval.location import SourceLocation
 from tests.retrieval.conftest import write_source
 
@@ -18,7 +18,7 @@ from tests.retrieval.conftest import write_source
 def open_each(folders: tuple[Path, Path, Path]) -> tuple[int, list[list[str]]]:
     """What each process does: how many passages both find in the first source; what each says where they differ."""
     with joined(torch.device("cpu"), 60) as processes:
-        place = retrieval_place(RetrievalSettings(), processes, 60).for_words()
+        place = retrieval_backend(RetrievalSettings(), processes, 60).for_words()
         info, retriever = place.open(SourceLocation(str(folders[0])))
         passages = [*processes.gather(info.passages), *processes.gather(len(retriever.source))]
         assert len(set(passages)) == 1
