@@ -34,12 +34,13 @@ from benchmarks.fresh import run_fresh
 from benchmarks.machine import commit, multiply_rate, processor
 from benchmarks.synthetic_source import SyntheticSource
 from benchmarks.timeline import Timeline
+from ragstone.arithmetic import Precision
 from ragstone.data.examples import read_examples, texts_of
-from ragstone.encoders.precision import Precision, best_device, fast_bfloat16
+from ragstone.encoders.precision import best_device, fast_bfloat16
 from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.model.decoding import Decoding
-from ragstone.model.rag import RagType
+from ragstone.model.model_type import RagType
 from ragstone.output import write_lines
 
 

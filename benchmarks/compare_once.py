@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.compare_sides import SIDES, Setup, Side
 from benchmarks.compare_works import WORKS, Inputs
-from ragstone.encoders.precision import Precision
+from ragstone.arithmetic import Precision
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ import torch
 from benchmarks.reference_answer import repair
 from benchmarks.timeline import Timeline, watched, watched_encoder
 from ragstone.allocation import keeping_freed_memory
+from ragstone.arithmetic import Precision
 from ragstone.commands.eval import EvalSettings, eval
 from ragstone.denormals import flushing_denormals
 from ragstone.encoders.load import load_encoder
-from ragstone.encoders.precision import Precision, autocast, best_device
+from ragstone.encoders.precision import autocast, best_device
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.evaluation.metrics import exact_matches, f1s
 from ragstone.knowledge.build import BuildPlan, build_knowledge_source
@@ -34,8 +35,9 @@ from ragstone.knowledge.source import PASSAGES_NAME
 from ragstone.knowledge.store import PassageStore
 from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.decoding import Decoding
+from ragstone.model.model_type import RagType
 from ragstone.model.open import ModelRequest, open_model
-from ragstone.model.rag import RagModel, RagType
+from ragstone.model.rag import RagModel
 from ragstone.training.optimizer import OptimizerSettings, make_optimizer
 
 BEAMS = 4

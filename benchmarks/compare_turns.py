@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.compare_once import Task, opened
 from benchmarks.compare_works import WORKS
 from benchmarks.own_process import OwnProcess, asked
-from ragstone.encoders.precision import Precision
+from ragstone.arithmetic import Precision
 
 Variant = tuple[str, Precision]
 """A side and what it computes in."""

@@ -18,7 +18,7 @@ import torch
 from benchmarks.compare_sides import BEAMS, MAX_LENGTH, TARGET_LENGTH, Ragstone, Side
 from benchmarks.operations import TRAINING, Generator, bert
 from ragstone.model.decoding import Decoding
-from ragstone.model.rag import RagType
+from ragstone.model.model_type import RagType
 
 TRAINED = 8
 SETTLING = 12

@@ -32,7 +32,7 @@ from benchmarks.synthetic_source import SyntheticSource
 from ragstone.data.examples import read_examples, texts_of
 from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.model.rag import RagType
+from ragstone.model.model_type import RagType
 from ragstone.output import write_text
 from ragstone.settings import parse_settings
 

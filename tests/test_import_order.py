@@ -12,7 +12,7 @@ import ragstone
 
 PACKAGE = Path(ragstone.__file__).parent
 ORDER = (
-    ("errors", "types"),
+    ("arithmetic", "errors", "types"),
     ("allocation", "denormals", "flags", "interrupt", "memory", "output", "progress"),
     ("prompt_template", "replacement", "weights"),
     ("importing",),

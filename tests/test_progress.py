@@ -156,8 +156,8 @@ def test_the_first_seconds_are_told_too(commands: str) -> None:
         # What is known of a step, with rate and time left; what a validation found stays above it.
         r"Training .* 2/2 +[\d.]+/s 0:00:00 loss/token \d.* questions/s  lr \d.*  distinct \d.*  entropy prior",
         r"step 2/2  em \d.*  f1 \d.*  loss/token \d",
-        r"train .* 2/2 +[\d.]+/s 0:00:00 loss \d.*  accuracy",
-        *(r"Answering .* 0/1", r"Bootstrap intervals .* 0/\d", r"read dpr.json \(MB\) .* 0/0"),
+        r"Training .* 2/2 +[\d.]+/s 0:00:00 loss \d.*  accuracy",
+        *(r"Answering .* 0/1", r"Bootstrap intervals .* 0/\d", r"Reading dpr.json \(MB\) .* 0/0"),
         # A question that is asked has no number of others to go.
         r"Answering +. +0:00:00",
     ],

@@ -7,11 +7,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from ragstone.arithmetic import Quantization, WeightType
 from ragstone.errors import InputError
 from ragstone.importing import importing
 from ragstone.knowledge.index_name import refuse_published_index
+from ragstone.model.model_type import RagType
 from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class AskSettings:
     """Checkpoint to ask."""
     question: str | None = None
     """The question; without it, questions are read from standard input, one per line."""
-    model_type: Literal["rag_sequence", "rag_token"] | None = None
+    model_type: RagType | None = None
     """Another way to marginalise than the checkpoint's."""
     passages_path: str | None = None
     """Knowledge source; the checkpoint's own by default."""
@@ -46,9 +48,9 @@ class AskSettings:
     """How hybrid joins two rankings: sum by scores, rrf by ranks; sum by default."""
     hybrid_weight: float | None = None
     """Weight of the dense scores in --hybrid_fusion sum, between 0 and 1; 0.5 by default."""
-    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    torch_dtype: WeightType = "float32"
     """Type of the generator's weights: 16 bits take half the memory."""
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Quantization | None = None
     """Keep the generator's layers in 8 or 4 bits, for less memory."""
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""

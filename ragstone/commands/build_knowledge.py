@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ragstone.arithmetic import Precision, Quantization, WeightType
 from ragstone.errors import InputError
 from ragstone.importing import importing
 from ragstone.index.factory import refuse_few_links, refuse_unknown_index
+from ragstone.index.threads import threads
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
 from ragstone.processes.ray_cluster import AUTO, RayCluster, refuse_without_ray
@@ -48,7 +50,7 @@ class BuildKnowledgeSettings:
     """Links per node in an hnsw index."""
     num_proc: int | None = None
     """CPU threads (with --ray, of each worker); all by default."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware has it."""
     pooling: Literal["cls", "mean", "last"] | None = None
     """How one vector is made from the tokens, if the encoder does not say so itself."""
@@ -64,9 +66,9 @@ class BuildKnowledgeSettings:
     """A question to answer at the end, with --rag_model_name."""
     rag_model_name: str | None = None
     """RAG checkpoint that answers --question."""
-    torch_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    torch_dtype: WeightType | None = None
     """Type of the weights of --rag_model_name's generator: 16 bits take half the memory; float32 by default."""
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Quantization | None = None
     """Keep the layers of --rag_model_name's generator in 8 or 4 bits, for less memory."""
 
     def __post_init__(self) -> None:
@@ -111,11 +113,7 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     if settings.index == WORDS_ALONE:
         build = _build_words
     # Parts go when the source is in its place, not before.
-    with (
-        _parts_kept(settings),
-        new_folder(settings.output_dir, "--output_dir") as folder,
-        _threads(settings.num_proc),
-    ):
+    with _parts_kept(settings), new_folder(settings.output_dir, "--output_dir") as folder, threads(settings.num_proc):
         manifest = build(settings, files, folder)
         save_settings(settings, folder / "settings.yaml")
     try:
@@ -213,26 +211,6 @@ def _plan(settings: BuildKnowledgeSettings) -> BuildPlan:
     return BuildPlan(
         settings.index, settings.m, settings.max_words, settings.batch_size, settings.precision, settings.bm25
     )
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Let torch and FAISS use `number` CPU threads within the with-block; None leaves them alone."""
-    if number is None:
-        yield
-        return
-    with importing():
-        import faiss
-        import torch
-
-    previous = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(number)
-    faiss.omp_set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous[0])
-        faiss.omp_set_num_threads(previous[1])
 
 
 def _answer(settings: BuildKnowledgeSettings) -> Answer | None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ragstone.errors import InputError
 from ragstone.importing import importing
+from ragstone.model.model_type import RagType
 from ragstone.output import new_folder
 from ragstone.prompt_template import refuse_no_template
 from ragstone.settings import save_settings
@@ -18,7 +19,7 @@ from ragstone.settings import save_settings
 class ConsolidateSettings:
     dest: Path
     """Folder for the checkpoint; new or empty."""
-    model_type: Literal["rag_sequence", "rag_token"] | None = None
+    model_type: RagType | None = None
     """How passages are marginalised: for the whole answer, or token by token."""
     generator_name_or_path: str | None = None
     """Generator: folder or hub name; sequence-to-sequence or decoder-only."""
@@ -92,13 +93,13 @@ def consolidate(settings: ConsolidateSettings) -> Consolidated:
 
 def _consolidate(settings: ConsolidateSettings, folder: Path) -> tuple[str, str]:
     with importing():
-        from ragstone.model.consolidate import Parts, consolidate_checkpoint, merge_checkpoint
+        from ragstone.model.consolidate import ConsolidateParts, consolidate_checkpoint, merge_checkpoint
         from ragstone.model.languages import Languages
 
     if settings.merge_lora is not None:
         return merge_checkpoint(settings.merge_lora, folder)
     assert settings.model_type and settings.generator_name_or_path and settings.question_encoder_name_or_path
-    parts = Parts(
+    parts = ConsolidateParts(
         question_encoder=settings.question_encoder_name_or_path,
         generator=settings.generator_name_or_path,
         question_encoder_tokenizer=settings.question_encoder_tokenizer_name_or_path,

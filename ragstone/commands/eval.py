@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragstone.allocation import keeping_freed_memory
+from ragstone.arithmetic import Precision, Quantization, WeightType
 from ragstone.errors import InputError
 from ragstone.importing import importing
 from ragstone.knowledge.index_name import refuse_published_index
+from ragstone.model.model_type import CLOSED_BOOK, ModelType
 from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 from ragstone.settings import save_settings
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from ragstone.evaluation.predictions import Prediction, PredictionFile
     from ragstone.evaluation.score import Comparison, Measures, Score
     from ragstone.model.open import ModelRequest
-
-CLOSED_BOOK = ("bart", "t5")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EvalSettings:
     """What is right, one line per question: answers (e2e), or titles separated by tabs (retrieval)."""
     model_name_or_path: str | None = None
     """Checkpoint to evaluate; without it, the predictions in --predictions_path are scored as they are."""
-    model_type: Literal["rag_sequence", "rag_token", "bart", "t5"] | None = None
+    model_type: ModelType | None = None
     """Another way to marginalise than the checkpoint's; bart and t5 only say what the checkpoint is."""
     eval_mode: Literal["e2e", "retrieval"] = "e2e"
     """e2e measures answers, retrieval the titles of the passages found."""
@@ -72,9 +72,9 @@ class EvalSettings:
     """Search a few passages with made-up vectors, to try the model out."""
     eval_batch_size: int = 8
     """Questions that are answered at once."""
-    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    torch_dtype: WeightType = "float32"
     """Type of the generator's weights: 16 bits take half the memory."""
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Quantization | None = None
     """Keep the generator's layers in 8 or 4 bits, for less memory."""
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""
@@ -82,7 +82,7 @@ class EvalSettings:
     """Least number of tokens in an answer."""
     max_length: int = 50
     """Greatest number of tokens in an answer."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the model; auto is bf16 where the hardware has it."""
     print_predictions: bool = False
     """Print each question with its prediction."""

@@ -6,6 +6,7 @@ from ragstone.commands.finetune_settings import GENERATOR_SETTINGS, FinetuneSett
 from ragstone.model.decoding import Decoding
 from ragstone.model.languages import Languages
 from ragstone.model.lora import LoraSettings
+from ragstone.model.model_type import CLOSED_BOOK
 from ragstone.model.open import ModelRequest
 from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.settings import plain_settings
@@ -69,10 +70,10 @@ def run_plan(settings: FinetuneSettings) -> RunPlan:
         validation=validation,
         test=test,
         limits={"train": settings.n_train, "val": settings.n_val, "test": settings.n_test},
-        trains=settings.do_train or not settings.do_predict,
+        trains=settings.trains,
         predicts=settings.do_predict,
         resumes=settings.resume,
-        precision="fp16" if settings.fp16 else "bf16" if settings.bf16 else "no",
+        precision=settings.precision,
         gpus=settings.gpus,
         retrieval=_retrieval(settings),
         timeout=settings.distributed_timeout,
@@ -89,8 +90,8 @@ def placement_request(settings: FinetuneSettings) -> PlacementRequest:
     return PlacementRequest(
         gpus=settings.gpus,
         num_processes=settings.num_processes,
-        precision="fp16" if settings.fp16 else "bf16" if settings.bf16 else "no",
-        retrieval=None if settings.model_type in ("bart", "t5") else _retrieval(settings),
+        precision=settings.precision,
+        retrieval=None if settings.model_type in CLOSED_BOOK else _retrieval(settings),
         model=settings.model_name_or_path,
         passages_path=settings.passages_path,
         index_path=settings.index_path,
@@ -98,7 +99,7 @@ def placement_request(settings: FinetuneSettings) -> PlacementRequest:
         use_dummy_dataset=settings.use_dummy_dataset,
         method=settings.method(),
         use=WeightUse(
-            trains=settings.do_train or not settings.do_predict,
+            trains=settings.trains,
             torch_dtype=settings.torch_dtype,
             quantization=settings.quantization,
             lora=_lora(settings),

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ragstone.arithmetic import MixedPrecision, Quantization, WeightType
 from ragstone.errors import InputError
 from ragstone.knowledge.index_name import refuse_published_index
+from ragstone.model.model_type import CLOSED_BOOK, ModelType
 from ragstone.prompt_template import refuse_no_template
 from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 
@@ -47,7 +49,7 @@ class FinetuneSettings:
     """Folder for checkpoints, metrics.json, predictions and TensorBoard events; new or empty, unless --resume."""
     model_name_or_path: str
     """RAG checkpoint; for the closed-book baselines a BART or T5 generator. Folder or hub name."""
-    model_type: Literal["rag_sequence", "rag_token", "bart", "t5"] | None = None
+    model_type: ModelType | None = None
     """What to train; as the checkpoint says by default."""
     do_train: bool = False
     """Train. Also done when neither --do_train nor --do_predict is given."""
@@ -87,9 +89,9 @@ class FinetuneSettings:
     """Dropout before LoRA's adapters."""
     lora_target_modules: list[str] = field(default_factory=list)
     """Layers of the generator that get adapters; all linear ones by default."""
-    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    torch_dtype: WeightType = "float32"
     """Type of the generator's weights: 16 bits take half the memory, but lose small changes; better with --lora_r."""
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Quantization | None = None
     """Keep the generator's layers in 8 or 4 bits, with --lora_r, whose adapters are trained in full precision."""
 
     n_train: int = -1
@@ -265,7 +267,7 @@ class FinetuneSettings:
             )
         if self.quantization is not None and self.lora_r is None:
             raise InputError("--quantization leaves weights that cannot be trained; give --lora_r too.")
-        if self.model_type in ("bart", "t5"):
+        if self.model_type in CLOSED_BOOK:
             for name in RAG_ONLY:
                 if getattr(self, name):
                     raise InputError(
@@ -273,6 +275,16 @@ class FinetuneSettings:
                     )
             if self.distributed_retriever == "ray":
                 raise InputError(f"A closed-book {self.model_type} retrieves nothing; omit --distributed_retriever.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a run of training before anything is predicted."""
+        return self.do_train or not self.do_predict
+
+    @property
+    def precision(self) -> MixedPrecision:
+        """Of matrix products in training, in accelerate's words."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "no"
 
     def method(self) -> MethodRequest:
         """By what passages are found."""

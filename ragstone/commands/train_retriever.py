@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ragstone.arithmetic import Precision
 from ragstone.errors import InputError
 from ragstone.importing import importing
+from ragstone.index.threads import threads
 from ragstone.output import new_folder
 from ragstone.settings import save_settings
 
@@ -77,7 +79,7 @@ class TrainRetrieverSettings:
     """Steps over which the learning rate rises; then it falls linearly to zero."""
     temperature: float | None = None
     """Scores are divided by this; 1 by default, 0.05 if vectors have length one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic; auto is bf16 where the hardware has it."""
     eval_steps: int | None = None
     """Steps between evaluations on held-out data; one epoch by default."""
@@ -152,18 +154,14 @@ class TrainedRetriever:
 def train_retriever(settings: TrainRetrieverSettings) -> TrainedRetriever:
     """Fit a question encoder and a passage encoder to DPR's data, with in-batch and hard negatives."""
     began = time.perf_counter()
-    with new_folder(settings.output_dir, "--output_dir") as folder:
+    with new_folder(settings.output_dir, "--output_dir") as folder, threads(settings.num_proc):
         train, held_out = _read(settings)
 
         with importing():
-            import torch
-
             from ragstone.encoders.precision import autocast, best_device
             from ragstone.training.optimizer import OptimizerSettings
             from ragstone.training.retriever import RetrieverPlan, best_record, train_encoders
 
-        if settings.num_proc is not None:
-            torch.set_num_threads(settings.num_proc)
         device = best_device()
         # Asked for early: an arithmetic that the device does not have is refused before a model is loaded.
         autocast(device, settings.precision)
@@ -209,12 +207,12 @@ def show(result: TrainedRetriever) -> None:
 
 def _read(settings: TrainRetrieverSettings) -> tuple[list[RetrieverExample], list[RetrieverExample]]:
     """Training and held-out examples."""
-    from ragstone.data.dpr import read_examples
+    from ragstone.data.dpr import read_retriever_examples
 
-    train = list(read_examples(settings.train_path, settings.num_hard_negatives))
+    train = list(read_retriever_examples(settings.train_path, settings.num_hard_negatives))
     held_out: list[RetrieverExample] = []
     if settings.dev_path is not None:
-        held_out = list(read_examples(settings.dev_path, settings.num_hard_negatives))
+        held_out = list(read_retriever_examples(settings.dev_path, settings.num_hard_negatives))
         if not held_out:
             raise InputError(
                 f"--dev_path {_listed(settings.dev_path)} has no entries to evaluate on; give files that have some, or "

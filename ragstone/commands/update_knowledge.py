@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from ragstone.arithmetic import Precision
 from ragstone.data.lines import read_lines
 from ragstone.errors import InputError
 from ragstone.importing import importing
@@ -45,7 +46,7 @@ class UpdateKnowledgeSettings:
     """Links per node, with --index hnsw."""
     batch_size: int = 64
     """Passages embedded at once."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ def read_dpr(path: Path) -> Iterator[DprEntry]:
             raise InputError(f"{path}, {_explain(error, stream, number + 1)}.") from error
 
 
-def read_examples(paths: Iterable[Path], num_hard_negatives: int) -> Iterator[RetrieverExample]:
+def read_retriever_examples(paths: Iterable[Path], num_hard_negatives: int) -> Iterator[RetrieverExample]:
     """Yield what training needs of the files' entries: the first positive and the first hard negatives.
 
     Like DPR, fills up with ordinary negatives where an entry has no hard ones. A hard negative that is also one of the

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ragstone.arithmetic import Precision
 from ragstone.encoders.attention import use_attention
 from ragstone.encoders.pooling import Pooling, pool
-from ragstone.encoders.precision import Precision, compute_dtype
+from ragstone.encoders.precision import compute_dtype
 from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.progress import ProgressBar, activity

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ragstone.arithmetic import Precision
 from ragstone.data.gold import GoldMode, read_gold_answers, read_gold_titles, read_questions
-from ragstone.encoders.precision import Precision, autocast, best_device, precision_on
+from ragstone.encoders.precision import autocast, best_device, precision_on
 from ragstone.errors import InputError
 from ragstone.evaluation.metrics import PerQuestion
 from ragstone.evaluation.predictions import (

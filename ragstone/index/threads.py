@@ -1,38 +1,44 @@
-"""How many threads a search takes, in a process that computes with fewer."""
+"""How many threads FAISS and torch take, for a while.
+
+They use one OpenMP library where torch was loaded first, and two otherwise; so the number is set for both.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ragstone.index.searcher import Searcher
 from ragstone.types import FloatArray, IntArray
 
 
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """So many within the with-block, and as many as before after it; None changes nothing."""
+    if number is None:
+        yield
+        return
+    import faiss
+    import torch
+
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    faiss.omp_set_num_threads(number)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before[0])
+        torch.set_num_threads(before[1])
+
+
 class WithThreads:
-    """Searches with a number of threads of its own.
+    """Searches with a number of threads of its own, in a process that computes with fewer."""
 
-    FAISS and torch use one OpenMP library where torch was loaded first, and two otherwise; so the number is set for
-    both, and for a search alone.
-    """
-
-    def __init__(self, inner: Searcher, threads: int) -> None:
+    def __init__(self, inner: Searcher, number: int) -> None:
         self._inner = inner
-        self._threads = threads
+        self._number = number
 
     def search(self, queries: FloatArray, n: int) -> tuple[FloatArray, IntArray]:
         """See Searcher.search."""
-        import faiss
-
-        before = faiss.omp_get_max_threads(), torch.get_num_threads()
-        _set(self._threads, self._threads)
-        try:
+        with threads(self._number):
             return self._inner.search(queries, n)
-        finally:
-            _set(*before)
-
-
-def _set(for_faiss: int, for_torch: int) -> None:
-    import faiss
-
-    faiss.omp_set_num_threads(for_faiss)
-    torch.set_num_threads(for_torch)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ragstone.encoders.precision import Precision
+from ragstone.arithmetic import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
 from ragstone.index.factory import factory_string, refuse_unknown_index

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from ragstone.encoders.precision import Precision, best_device, compute_dtype
+from ragstone.arithmetic import Precision
+from ragstone.encoders.precision import best_device, compute_dtype
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError, LostError, one_line
 from ragstone.knowledge.build import BuildPlan
@@ -40,7 +41,7 @@ CORES_PER_WORKER = 8
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerLayout:
     """How many workers a cluster has room for, and what each of them gets."""
 
     workers: int
@@ -48,7 +49,7 @@ class Crew:
     gpus: int = 0
 
     @classmethod
-    def of(cls, resources: Sequence[dict[str, float]]) -> Crew:
+    def of(cls, resources: Sequence[dict[str, float]]) -> WorkerLayout:
         """A worker for each GPU, or, where there are none, workers for all cores.
 
         Args:
@@ -89,13 +90,13 @@ class RayEmbedding:
         """
         import ray
 
-        crew = Crew.of([node["Resources"] for node in ray.nodes() if node["Alive"]])
-        if not crew.gpus:
+        layout = WorkerLayout.of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if not layout.gpus:
             # A worker would refuse it too, but not before it has started.
             compute_dtype(torch.device("cpu"), plan.precision)
-        size = self.passages_per_part or _passages_per_part(corpus.passages, crew.workers)
+        size = self.passages_per_part or _passages_per_part(corpus.passages, layout.workers)
         parts = open_parts(self.parts_folder.resolve(), corpus, encoder, plan.precision, size)
-        self._embed(parts, encoder, plan, crew, corpus.passages)
+        self._embed(parts, encoder, plan, layout, corpus.passages)
         unfinished = parts.unfinished()
         if unfinished:
             raise InputError(
@@ -104,7 +105,7 @@ class RayEmbedding:
             )
         parts.make_store(folder, encoder.dimension)
 
-    def _embed(self, parts: Parts, encoder: TextEncoder, plan: BuildPlan, crew: Crew, passages: int) -> None:
+    def _embed(self, parts: Parts, encoder: TextEncoder, plan: BuildPlan, layout: WorkerLayout, passages: int) -> None:
         import ray
         from ray.data import ActorPoolStrategy
 
@@ -124,9 +125,9 @@ class RayEmbedding:
                     "threads": self.threads,
                 },
                 batch_size=1,
-                num_cpus=crew.cpus,
-                num_gpus=crew.gpus,
-                compute=ActorPoolStrategy(size=min(crew.workers, len(numbers))),
+                num_cpus=layout.cpus,
+                num_gpus=layout.gpus,
+                compute=ActorPoolStrategy(size=min(layout.workers, len(numbers))),
             )
             for row in _rows(done):
                 if row["refusal"]:

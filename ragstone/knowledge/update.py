@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ragstone.encoders.precision import Precision
+from ragstone.arithmetic import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.index.factory import factory_string

@@ -30,8 +30,8 @@ from ragstone.model.generator_request import GeneratorRequest, spare_odd_layers
 from ragstone.model.holder import Holder
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import load_adapters
+from ragstone.model.model_type import RagType
 from ragstone.model.prompt import PromptSettings
-from ragstone.model.rag import RagType
 
 ADAPTER = "generator_adapter"
 """Folder of a checkpoint that holds a generator's adapters, as peft saves them."""

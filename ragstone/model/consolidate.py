@@ -26,7 +26,7 @@ from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings,
 from ragstone.model.decoding import Decoding
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import merge_adapters
-from ragstone.model.rag import RagType
+from ragstone.model.model_type import RagType
 from ragstone.progress import activity
 from ragstone.types import NO_PASSAGE
 
@@ -35,7 +35,7 @@ QUESTION = "What is this?"
 
 
 @dataclass(frozen=True)
-class Parts:
+class ConsolidateParts:
     """Where the parts of the new checkpoint are."""
 
     question_encoder: str
@@ -63,7 +63,7 @@ class Parts:
     """What a generator of several languages reads and writes."""
 
 
-def join_parts(parts: Parts) -> Checkpoint:
+def join_parts(parts: ConsolidateParts) -> Checkpoint:
     """Load both models and put a RAG config around them.
 
     Raises:
@@ -115,7 +115,7 @@ def join_parts(parts: Parts) -> Checkpoint:
     return Checkpoint(config, encoder, joined)
 
 
-def consolidate_checkpoint(parts: Parts, folder: Path, model_type: RagType) -> str:
+def consolidate_checkpoint(parts: ConsolidateParts, folder: Path, model_type: RagType) -> str:
     """Join the parts, write them to `folder`, load that back and let it write a few tokens.
 
     Returns:
@@ -155,7 +155,7 @@ def _write(checkpoint: Checkpoint, folder: Path, model_type: RagType) -> str:
         return _try_out(written)
 
 
-def _partner(encoder: TextEncoder, parts: Parts) -> EncoderRecord | None:
+def _partner(encoder: TextEncoder, parts: ConsolidateParts) -> EncoderRecord | None:
     """The passage encoder that belongs to the question encoder, None where nobody knows.
 
     Known are: a passage encoder that the user names, one that the question encoder was trained with, and the model
@@ -172,7 +172,7 @@ def _partner(encoder: TextEncoder, parts: Parts) -> EncoderRecord | None:
     return recorded
 
 
-def _refuse_settings_of_nobody(parts: Parts) -> None:
+def _refuse_settings_of_nobody(parts: ConsolidateParts) -> None:
     """Refuse settings of a passage encoder where none is named and `_partner` would find none, by configs alone.
 
     Raises:
@@ -191,7 +191,7 @@ def _refuse_settings_of_nobody(parts: Parts) -> None:
         )
 
 
-def _origin(encoder: TextEncoder, parts: Parts) -> EncoderRecord:
+def _origin(encoder: TextEncoder, parts: ConsolidateParts) -> EncoderRecord:
     """The question encoder with what a source must agree to that the same model built: how a vector is made.
 
     Whether vectors get length one is left out where the user says so: it changes no ranking, only how sharply the

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from ragstone.arithmetic import Quantization
 from ragstone.errors import InputError
 from ragstone.model.languages import Languages
 
-Quantization = Literal["8bit", "4bit"]
 HEADS = ("lm_head", "embed_out")
 """What transformers' generators call their layer over the vocabulary, which loses most by rounding."""
 PACKED_TOGETHER = 32

@@ -25,11 +25,11 @@ class _Holding(PreTrainedModel):
         return False
 
 
-class Parts(_Holding):
+class RagParts(_Holding):
     """Both models, as transformers' RagModel holds them."""
 
     def __init__(self, config: Any, question_encoder: Any = None, generator: Any = None) -> None:
-        """Parts that are not given are made from their configs, for from_pretrained to fill."""
+        """RagParts that are not given are made from their configs, for from_pretrained to fill."""
         super().__init__(config)
         if question_encoder is None:
             kind = encoder_class(config.question_encoder)
@@ -47,7 +47,7 @@ class Holder(_Holding):
     """As transformers' RagSequenceForGeneration and RagTokenForGeneration hold both."""
 
     def __init__(self, config: Any, question_encoder: Any = None, generator: Any = None) -> None:
-        """See Parts."""
+        """See RagParts."""
         super().__init__(config)
-        self.rag = Parts(config, question_encoder, generator)
+        self.rag = RagParts(config, question_encoder, generator)
         self.post_init()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ragstone.allocation import give_freed_memory_back
+from ragstone.arithmetic import Quantization
 from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
@@ -27,16 +28,16 @@ from ragstone.model.contexts import ContextFormat
 from ragstone.model.finder import open_finder
 from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
-from ragstone.model.generator_request import GeneratorRequest, Quantization
+from ragstone.model.generator_request import GeneratorRequest
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import LoraSettings, adapter_differences, add_adapters
 from ragstone.model.model import Model
-from ragstone.model.rag import RagModel, RagOptions, RagType
+from ragstone.model.model_type import RAG_TYPES, RagType
+from ragstone.model.rag import RagModel, RagOptions
 from ragstone.model.source_choice import ChosenSource, SourceRequest, choose_source_for_all
 from ragstone.retrieval.backend import InEveryProcess, RetrievalBackend
 from ragstone.retrieval.method import Method, MethodRequest
 
-RAG_TYPES: tuple[RagType, ...] = ("rag_sequence", "rag_token")
 WRITTEN = "The length of answers that may be written (max_length, or val_max_target_length and test_max_target_length)"
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,9 @@ from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import EncodedContexts, Generator
 from ragstone.model.marginal import IGNORED, document_log_probs, entropy
 from ragstone.model.model import BatchLoss
+from ragstone.model.model_type import RagType
 from ragstone.model.reader import Hypothesis, Reader
 from ragstone.types import NO_PASSAGE, IntArray, Passage
-
-RagType = Literal["rag_sequence", "rag_token"]
 
 
 @dataclass(frozen=True)

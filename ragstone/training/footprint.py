@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from ragstone.arithmetic import Quantization, WeightType
 from ragstone.model.checkpoint import ADAPTER
 from ragstone.model.encoder_weights import PREFIX
 from ragstone.model.lora import LoraSettings
@@ -33,9 +34,9 @@ class WeightUse:
     """What is done with a model's weights."""
 
     trains: bool = True
-    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    torch_dtype: WeightType = "float32"
     """Of the generator."""
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Quantization | None = None
     """Of the generator's linear layers."""
     lora: LoraSettings | None = None
     """Adapters that are trained instead of the generator."""

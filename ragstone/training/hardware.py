@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from ragstone.arithmetic import MixedPrecision
 from ragstone.errors import InputError
 from ragstone.output import write_text
 from ragstone.processes.environment import place
 
-Precision = Literal["no", "bf16", "fp16"]
-"""In the words of accelerate."""
 LOCAL_RANK = "LOCAL_RANK"
 LAYERDROPS = ("encoder_layerdrop", "decoder_layerdrop", "layerdrop")
 
@@ -58,7 +57,9 @@ def refuse_without_wandb() -> None:
 
 
 @contextmanager
-def accelerator_for(device: torch.device, precision: Precision, trackers: list[str], folder: Path) -> Iterator[Any]:
+def accelerator_for(
+    device: torch.device, precision: MixedPrecision, trackers: list[str], folder: Path
+) -> Iterator[Any]:
     """accelerate's Accelerator in a state of its own; `trackers` write into `folder`/tensorboard or to their sites."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ragstone.arithmetic import MixedPrecision
 from ragstone.encoders.precision import fast_bfloat16
 from ragstone.errors import InputError
 from ragstone.index.exact_range import bytes_on_device
@@ -27,7 +28,7 @@ from ragstone.retrieval.choice import RetrievalSettings
 from ragstone.retrieval.method import VECTORS_ALONE, Method, MethodRequest
 from ragstone.retrieval.part import REMEDY, bytes_to_hold
 from ragstone.training.footprint import WeightUse, footprint, read_config
-from ragstone.training.hardware import Precision, free_on_gpus
+from ragstone.training.hardware import free_on_gpus
 
 GIB = 2**30
 SLOW = "Warning: this processor has no instructions for {what}, so --{flag} takes many times as long; leave it out."
@@ -39,7 +40,7 @@ class PlacementRequest:
 
     gpus: int | None = None
     num_processes: int | None = None
-    precision: Precision = "no"
+    precision: MixedPrecision = "no"
     retrieval: RetrievalSettings | None = None
     """None for a model that retrieves nothing."""
     model: str = ""
@@ -117,7 +118,7 @@ def plan_placement(request: PlacementRequest, place: Place) -> Placement:
     return Placement(processes, starts, lines, warning)
 
 
-def _slow_arithmetic(precision: Precision) -> str | None:
+def _slow_arithmetic(precision: MixedPrecision) -> str | None:
     """What is to be said of a precision that a CPU only imitates."""
     if precision == "fp16":
         return SLOW.format(what="half precision", flag=precision)

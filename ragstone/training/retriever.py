@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from ragstone.allocation import keeping_freed_memory
+from ragstone.arithmetic import Precision
 from ragstone.data.dpr import RetrieverExample
 from ragstone.denormals import flushing_denormals
-from ragstone.encoders.precision import Precision, autocast
+from ragstone.encoders.precision import autocast
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.progress import progress_bar

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ragstone.allocation import give_freed_memory_back, keeping_freed_memory
+from ragstone.arithmetic import MixedPrecision
 from ragstone.data.examples import Split, read_examples
 from ragstone.denormals import flushing_denormals
 from ragstone.evaluation.score import measure_answers
@@ -32,7 +33,7 @@ from ragstone.progress import silence
 from ragstone.retrieval.choice import RetrievalSettings, connected, retrieval_backend
 from ragstone.training.agreement import refuse_unlike_examples, refuse_unlike_flags, refuse_unseen_folder
 from ragstone.training.checkpoints import CheckpointKeeper, Saved, load_state
-from ragstone.training.hardware import Precision, accelerator_for, profiled_steps, release, training_device
+from ragstone.training.hardware import accelerator_for, profiled_steps, release, training_device
 from ragstone.training.loop import LoopSettings, Trainer
 from ragstone.training.metrics_file import MetricsFile
 from ragstone.training.optimizer import OptimizerSettings
@@ -60,7 +61,7 @@ class RunPlan:
     trains: bool = True
     predicts: bool = False
     resumes: bool = False
-    precision: Precision = "no"
+    precision: MixedPrecision = "no"
     gpus: int | None = None
     """GPUs of this host; 0 trains on the CPU."""
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ragstone.data.dpr import Context, DprEntry, RetrieverExample, read_dpr, read_examples
+from ragstone.data.dpr import Context, DprEntry, RetrieverExample, read_dpr, read_retriever_examples
 from ragstone.errors import InputError
 
 RIVER, HILL, TOWN = Context("River", "it is blue"), Context("Hill", "it is red"), Context("Town", "it is old")
@@ -92,24 +92,24 @@ def test_unreadable_path(tmp_path: Path, name: str) -> None:
 def test_example_takes_first_positive_and_first_hard_negatives(tmp_path: Path) -> None:
     path = written(tmp_path / "d.json", [entry("what\nis  blue?", positive=[RIVER, TOWN], hard_negative=[TOWN, HILL])])
     keys = frozenset({hash(RIVER), hash(TOWN)})
-    assert list(read_examples([path], 1)) == [RetrieverExample("what is blue?", RIVER, keys, (HILL,))]
-    assert next(read_examples([path], 0)).hard_negatives == ()
+    assert list(read_retriever_examples([path], 1)) == [RetrieverExample("what is blue?", RIVER, keys, (HILL,))]
+    assert next(read_retriever_examples([path], 0)).hard_negatives == ()
 
 
 def test_ordinary_negatives_stand_in_for_hard_ones(tmp_path: Path) -> None:
     path = written(tmp_path / "d.json", [entry(positive=[RIVER], negative=[HILL, TOWN])])
-    assert next(read_examples([path], 5)).hard_negatives == (HILL, TOWN)
+    assert next(read_retriever_examples([path], 5)).hard_negatives == (HILL, TOWN)
 
 
 def test_examples_of_several_files_in_order(tmp_path: Path) -> None:
     paths = [written(tmp_path / name, [entry(name, positive=[RIVER])]) for name in ("b", "a")]
-    assert [example.question for example in read_examples(paths, 1)] == ["b", "a"]
+    assert [example.question for example in read_retriever_examples(paths, 1)] == ["b", "a"]
 
 
 def test_an_example_needs_a_positive_with_text(tmp_path: Path) -> None:
     path = written(tmp_path / "d.json", [entry(positive=[RIVER]), entry("why?", hard_negative=[HILL])])
     with pytest.raises(InputError, match=r"d\.json, entry 2 \('why\?'\) has no positive context"):
-        list(read_examples([path], 1))
+        list(read_retriever_examples([path], 1))
     path = written(tmp_path / "d.json", [entry(positive=[Context("River", " ")])])
     with pytest.raises(InputError, match=r"d\.json, entry 1 has a context without text \('River'\)"):
-        list(read_examples([path], 1))
+        list(read_retriever_examples([path], 1))

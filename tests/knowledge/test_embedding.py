@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ragstone import allocation
+from ragstone.arithmetic import Precision
 from ragstone.encoders.load import load_encoder
-from ragstone.encoders.precision import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.knowledge import build

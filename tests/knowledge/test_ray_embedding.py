@@ -29,7 +29,7 @@ from ragstone.knowledge.build import BuildPlan, build_knowledge_source
 from ragstone.knowledge.corpus import read_corpus
 from ragstone.knowledge.embedding import embed_groups
 from ragstone.knowledge.parts import open_parts
-from ragstone.knowledge.ray_embedding import Crew, EmbedPart, RayEmbedding
+from ragstone.knowledge.ray_embedding import EmbedPart, RayEmbedding, WorkerLayout
 from ragstone.knowledge.source import PASSAGES_NAME, KnowledgeSource
 from ragstone.types import FloatArray
 from tests.conftest import WORDS
@@ -270,24 +270,26 @@ def test_fp16_without_a_gpu_is_refused_before_parts_are_made(
 
 
 @pytest.mark.parametrize(
-    ("resources", "crew"),
+    ("resources", "layout"),
     [
-        ([{"CPU": 2.0}], Crew(1, 2)),
-        ([{"CPU": 8.0}] * 3, Crew(3, 8)),
-        ([{"CPU": 12.0}], Crew(2, 6)),
-        ([{"CPU": 64.0}, {"CPU": 4.0}, {"memory": 1e9}], Crew(17, 4)),
-        ([{"CPU": 32.0, "GPU": 4.0}, {"CPU": 16.0}], Crew(4, 8, gpus=1)),
-        ([{"CPU": 6.0, "GPU": 2.0}, {"CPU": 32.0, "GPU": 1.0}], Crew(3, 3, gpus=1)),
-        ([{"GPU": 2.0}], Crew(2, 0, gpus=1)),
+        ([{"CPU": 2.0}], WorkerLayout(1, 2)),
+        ([{"CPU": 8.0}] * 3, WorkerLayout(3, 8)),
+        ([{"CPU": 12.0}], WorkerLayout(2, 6)),
+        ([{"CPU": 64.0}, {"CPU": 4.0}, {"memory": 1e9}], WorkerLayout(17, 4)),
+        ([{"CPU": 32.0, "GPU": 4.0}, {"CPU": 16.0}], WorkerLayout(4, 8, gpus=1)),
+        ([{"CPU": 6.0, "GPU": 2.0}, {"CPU": 32.0, "GPU": 1.0}], WorkerLayout(3, 3, gpus=1)),
+        ([{"GPU": 2.0}], WorkerLayout(2, 0, gpus=1)),
     ],
 )
-def test_there_are_as_many_workers_as_the_cluster_has_room_for(resources: list[dict[str, float]], crew: Crew) -> None:
-    assert Crew.of(resources) == crew
+def test_there_are_as_many_workers_as_the_cluster_has_room_for(
+    resources: list[dict[str, float]], layout: WorkerLayout
+) -> None:
+    assert WorkerLayout.of(resources) == layout
 
 
 def test_a_cluster_with_nothing_to_offer() -> None:
     with pytest.raises(InputError, match="The Ray cluster offers no CPU and no GPU"):
-        Crew.of([{"memory": 1e9}, {"CPU": 0.0}])
+        WorkerLayout.of([{"memory": 1e9}, {"CPU": 0.0}])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import RagConfig
 
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ragstone.model.consolidate import Parts, join_parts, merge_checkpoint
+from ragstone.model.consolidate import ConsolidateParts, join_parts, merge_checkpoint
 from ragstone.model.lora import LoraSettings, add_adapters, load_adapters, merge_adapters
 from ragstone.model.open import ModelRequest, open_model
 from tests.model.test_causal import CONTEXTS, FAMILIES, make, targets
@@ -23,7 +23,9 @@ QUESTIONS, ANSWERS = ["a b c ?", "b ?"], ["c a", "b"]
 @pytest.fixture(scope="module")
 def encoder(models_folder: Path) -> Any:
     """The question encoder of any checkpoint."""
-    return join_parts(Parts(str(models_folder / "question_encoder"), str(models_folder / "generator"))).question_encoder
+    return join_parts(
+        ConsolidateParts(str(models_folder / "question_encoder"), str(models_folder / "generator"))
+    ).question_encoder
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from transformers import (
 from ragstone.encoders.load import load_encoder
 from ragstone.errors import InputError
 from ragstone.model.checkpoint import Checkpoint, change_config, load_checkpoint, save_checkpoint
-from ragstone.model.consolidate import Parts, join_parts
+from ragstone.model.consolidate import ConsolidateParts, join_parts
 from ragstone.model.decoding import Decoding
 from ragstone.model.generator_request import GeneratorRequest
 from ragstone.model.open import ModelRequest, open_model
@@ -111,7 +111,7 @@ def test_theirs_opens_here(
 
 def test_bert_like_question_encoder(tmp_path: Path, models_folder: Path, plain_bert_folder: Path) -> None:
     """Its first token's state is the vector; transformers' class holds the same weights."""
-    joined = join_parts(Parts(str(plain_bert_folder), str(models_folder / "generator")))
+    joined = join_parts(ConsolidateParts(str(plain_bert_folder), str(models_folder / "generator")))
     save_checkpoint(joined, tmp_path / "rag", "rag_token")
     ours = load_checkpoint(str(tmp_path / "rag"))
     hold_together(ours, RagTokenForGeneration.from_pretrained(tmp_path / "rag"))
@@ -125,7 +125,7 @@ def test_sentence_transformers_question_encoder(tmp_path: Path, models_folder: P
     """The real all-MiniLM-L6-v2: pooling, normalisation and length survive, vectors are those of its own library."""
     from sentence_transformers import SentenceTransformer
 
-    joined = join_parts(Parts(minilm_folder, str(models_folder / "generator")))
+    joined = join_parts(ConsolidateParts(minilm_folder, str(models_folder / "generator")))
     save_checkpoint(joined, tmp_path / "rag", "rag_sequence")
     ours = load_checkpoint(str(tmp_path / "rag"))
     settings = ours.question_encoder.settings

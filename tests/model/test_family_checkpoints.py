@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ragstone.model.checkpoint import load_checkpoint, save_checkpoint
-from ragstone.model.consolidate import Parts, join_parts
+from ragstone.model.consolidate import ConsolidateParts, join_parts
 from tests.model.families import FAMILIES
 
 CLASSES: dict[str, Any] = {"rag_sequence": RagSequenceForGeneration, "rag_token": RagTokenForGeneration}
@@ -47,7 +47,7 @@ def test_ours_opens_in_transformers(
     name: str, model_type: Any, family_folder: Callable[[str], Path], models_folder: Path, tmp_path: Path
 ) -> None:
     encoder = str(models_folder / "question_encoder")
-    joined = join_parts(Parts(encoder, str(family_folder(name)), languages=FAMILIES[name].languages))
+    joined = join_parts(ConsolidateParts(encoder, str(family_folder(name)), languages=FAMILIES[name].languages))
     save_checkpoint(joined, tmp_path / "rag", model_type)
     theirs, report = CLASSES[model_type].from_pretrained(tmp_path / "rag", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]

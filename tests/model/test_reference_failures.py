@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, RagSequenceForGeneration
 
 from ragstone.errors import InputError
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.model.consolidate import Parts, consolidate_checkpoint
+from ragstone.model.consolidate import ConsolidateParts, consolidate_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import document_log_probs
 from ragstone.model.open import ModelRequest, open_model
@@ -342,7 +342,9 @@ def test_decoder_only_generators_are_trained_and_asked(
     folder = tmp_path / "gpt"
     GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
     generator_tokenizer.save_pretrained(folder)
-    consolidate_checkpoint(Parts(str(models_folder / "question_encoder"), str(folder)), tmp_path / "rag", "rag_token")
+    consolidate_checkpoint(
+        ConsolidateParts(str(models_folder / "question_encoder"), str(folder)), tmp_path / "rag", "rag_token"
+    )
     model: Any = open_model(ModelRequest(str(tmp_path / "rag"), passages_path=str(source_folder), n_docs=3))
     model(["who founded the town ?"], ["otto"]).loss.backward()
     assert all(p.grad is not None for p in model.generator_model.parameters())

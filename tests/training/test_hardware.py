@@ -11,7 +11,8 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from ragstone.training.hardware import Precision, accelerator_for, prepare, release
+from ragstone.arithmetic import MixedPrecision
+from ragstone.training.hardware import accelerator_for, prepare, release
 
 
 def test_one_process_of_torchrun_makes_no_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +26,7 @@ def test_one_process_of_torchrun_makes_no_process_group(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_nothing_stays_of_what_is_released(tmp_path: Path, precision: Precision) -> None:
+def test_nothing_stays_of_what_is_released(tmp_path: Path, precision: MixedPrecision) -> None:
     """Without waiting for the next time that Python looks for garbage."""
     gc.disable()
     try:
