@@ -88,9 +88,9 @@ class Taken:
     """By a side."""
 
     seconds: float
-    """The median, after a first run that does not count."""
+    """The median."""
     loss: float
-    """Of the first run."""
+    """Of the first run in its process."""
 
 
 def take_turns(work: Work, sides: Sequence[str], repeats: int) -> dict[str, Taken]:
@@ -101,13 +101,15 @@ def take_turns(work: Work, sides: Sequence[str], repeats: int) -> dict[str, Take
     """
     with ExitStack() as stack:
         processes = {side: stack.enter_context(OwnProcess(side, _serve, work, side)) for side in sides}
-        runs = [{side: process.ask("work") for side, process in processes.items()} for _ in range(1 + repeats)]
-    return {side: Taken(statistics.median(run[side][0] for run in runs[1:]), runs[0][side][1]) for side in sides}
+        runs = [{side: process.ask("work") for side, process in processes.items()} for _ in range(repeats)]
+    return {side: Taken(statistics.median(run[side].seconds for run in runs), runs[0][side].loss) for side in sides}
 
 
 def _serve(connection: Connection, work: Work, side: str) -> None:
     with contextmanager(work.opened)(side) as do:
         for _ in asked(connection):
-            began = time.perf_counter()
+            # A process that has waited for its turn begins slowly: the first run of each turn does not count.
             loss = do()
-            connection.send((time.perf_counter() - began, loss))
+            began = time.perf_counter()
+            do()
+            connection.send(Taken(time.perf_counter() - began, loss))
