@@ -1,16 +1,15 @@
-"""The command line: a table from command to function. `python -m ragstone` is the same as `ragstone`."""
+"""The command line. `python -m ragstone` is the same as `ragstone`."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ragstone import __version__
+from ragstone.commands.table import SUMMARIES, load_command
 from ragstone.errors import LOST, InputError, LostError, refused_by_system
 from ragstone.interrupt import stop_like_interrupt
 from ragstone.processes.refusal import say_once
@@ -18,40 +17,6 @@ from ragstone.processes.refusal import say_once
 UNUSABLE_INPUT = 2
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
-
-
-class Command(NamedTuple):
-    """Where a subcommand is implemented and what it is for."""
-
-    module: str
-    settings: str
-    summary: str
-
-
-COMMANDS = {
-    "parse-dpr": Command("parse_dpr", "ParseDprSettings", "turn DPR's data into an evaluation set with gold titles"),
-    "train-retriever": Command("train_retriever", "TrainRetrieverSettings", "fit a question and a passage encoder"),
-    "build-knowledge": Command("build_knowledge", "BuildKnowledgeSettings", "make a knowledge source from documents"),
-    "download-knowledge": Command("download_knowledge", "DownloadKnowledgeSettings", "fetch wiki_dpr from the hub"),
-    "import-knowledge": Command(
-        "import_knowledge", "ImportKnowledgeSettings", "turn DPR's passages and vectors into a knowledge source"
-    ),
-    "import-legacy": Command(
-        "import_legacy", "ImportLegacySettings", "turn an old pickled DPR index into a knowledge source"
-    ),
-    "update-knowledge": Command(
-        "update_knowledge", "UpdateKnowledgeSettings", "add documents to a knowledge source, or delete them"
-    ),
-    "verify": Command("verify", "VerifySettings", "check a knowledge source or a checkpoint"),
-    "new-generator": Command("new_generator", "NewGeneratorSettings", "make a small generator without pretraining"),
-    "make-practice": Command("make_practice", "MakePracticeSettings", "make cloze questions from passages"),
-    "consolidate": Command("consolidate", "ConsolidateSettings", "join a question encoder and a generator"),
-    "finetune": Command("finetune", "FinetuneSettings", "train question encoder and generator together"),
-    "eval": Command("eval", "EvalSettings", "measure answers or retrieval"),
-    "ask": Command("ask", "AskSettings", "ask questions, see answers and passages"),
-    "make-almanac": Command("make_almanac", "MakeAlmanacSettings", "invent documents and questions to try things on"),
-    "demo": Command("demo", "DemoSettings", "run the whole job on an invented almanac, in minutes"),
-}
 
 
 def program() -> int:
@@ -87,12 +52,12 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"ragstone {__version__}")
         return 0
-    command = COMMANDS.get(words[0].replace("_", "-"))
-    if command is None:
-        return _refuse("ragstone", f"There is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}.")
+    name = words[0].replace("_", "-")
+    if name not in SUMMARIES:
+        return _refuse("ragstone", f"There is no command {words[0]!r}; the commands are {', '.join(SUMMARIES)}.")
     program = f"ragstone {words[0]}"
     try:
-        return _run(command, program, words[1:])
+        return _run(name, program, words[1:])
     except InputError as error:
         return _refuse(program, str(error))
     except LostError as error:
@@ -109,14 +74,12 @@ def _dispatch(words: list[str]) -> int:
         return _refuse(program, sentence)
 
 
-def _run(command: Command, program: str, arguments: list[str]) -> int:
+def _run(name: str, program: str, arguments: list[str]) -> int:
     from ragstone.settings import parse_settings
 
-    module = importlib.import_module(f"ragstone.commands.{command.module}")
-    function = getattr(module, command.module)
+    command = load_command(name)
     try:
-        purpose = (function.__doc__ or "").partition("\n\n")[0]
-        settings = parse_settings(getattr(module, command.settings), arguments, program, purpose)
+        settings = parse_settings(command.settings_class, arguments, program, command.purpose)
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries()
@@ -124,7 +87,7 @@ def _run(command: Command, program: str, arguments: list[str]) -> int:
     # garbage time and again as each 700 come. It stays so for the whole command, which makes little garbage later.
     gc.set_threshold(50_000)
     with stop_like_interrupt():
-        module.show(function(settings))
+        command.show(command.run(settings))
     return 0
 
 
@@ -141,8 +104,8 @@ def _quiet_libraries() -> None:
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    width = max(map(len, SUMMARIES))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
     return "\n".join(
         [
             "usage: ragstone COMMAND [flags]",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ragstone.commands.make_almanac import refuse_too_few
+from ragstone.commands.table import load_command
 from ragstone.errors import InputError
 from ragstone.output import refuse_used_folder, write_text
 from ragstone.settings import parse_settings, save_settings
@@ -160,11 +160,8 @@ def _ragstone(line: str) -> Any:
     """Show a command line, run it as the command line would, and return its result."""
     print(f"$ ragstone {line}", flush=True)
     name, *words = shlex.split(line)
-    module_name = name.replace("-", "_")
-    module = importlib.import_module(f"ragstone.commands.{module_name}")
-    function = getattr(module, module_name)
-    settings_class = getattr(module, "".join(part.capitalize() for part in name.split("-")) + "Settings")
-    result = function(parse_settings(settings_class, words, f"ragstone {name}", function.__doc__ or ""))
-    module.show(result)
+    command = load_command(name)
+    result = command.run(parse_settings(command.settings_class, words, f"ragstone {name}", command.purpose))
+    command.show(result)
     print(flush=True)
     return result

@@ -181,7 +181,10 @@ def cut_off(folder: Path) -> None:
         (too_few, "psgs.tsv holds 40 passages, but there are 30 vectors in 1 file(s)"),
         (uneven, "vectors.npy has vectors of 8 dimensions, but"),
         (short_line, "psgs.tsv, line 23: 2 column(s) instead of 3"),
-        (no_matrix, "vectors.npy holds int64 of shape [40]; it should hold a matrix of numbers with a row for each passage"),
+        (
+            no_matrix,
+            "vectors.npy holds int64 of shape [40]; it should hold a matrix of numbers with a row for each passage",
+        ),
         (not_finite, "vectors.npy, row 33: the vector is not finite"),
         (
             objects,

@@ -69,7 +69,10 @@ def test_weights_as_they_were_pickled(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation_function": "os.system"}, "has the activation 'os.system', but Ragstone knows only Identity, Tanh"),
+        (
+            {"activation_function": "os.system"},
+            "has the activation 'os.system', but Ragstone knows only Identity, Tanh",
+        ),
         ({"use_residual": True}, r"adds its input to its output \(use_residual\)"),
         ({"module_input_name": "token_embeddings"}, "changes 'token_embeddings' and not the pooled vector"),
         ({"in_features": 23}, "2_Dense do not fit its config.json"),
