@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ragstone.__main__ import COMMANDS, main
+from ragstone.__main__ import main
+from ragstone.commands.table import load_command
 from ragstone.errors import InputError
 from ragstone.settings import parse_settings
 
@@ -142,7 +142,7 @@ LINES = list(command_lines())
 
 
 def settings_class(command: str) -> type[Any]:
-    return getattr(importlib.import_module(f"ragstone.commands.{COMMANDS[command].module}"), COMMANDS[command].settings)
+    return load_command(command).settings_class
 
 
 def values_by_flag(words: list[str]) -> dict[str, list[str]]:

@@ -12,7 +12,6 @@ from ragstone.arithmetic import Precision, Quantization, WeightType
 from ragstone.errors import InputError
 from ragstone.importing import importing
 from ragstone.index.factory import refuse_few_links, refuse_unknown_index
-from ragstone.index.threads import threads
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
 from ragstone.processes.ray_cluster import AUTO, RayCluster, refuse_without_ray
@@ -112,6 +111,9 @@ def build_knowledge(settings: BuildKnowledgeSettings) -> BuiltKnowledge:
     build = _build_on_cluster if settings.ray else _build_here
     if settings.index == WORDS_ALONE:
         build = _build_words
+    with importing():
+        from ragstone.index.threads import threads
+
     # Parts go when the source is in its place, not before.
     with _parts_kept(settings), new_folder(settings.output_dir, "--output_dir") as folder, threads(settings.num_proc):
         manifest = build(settings, files, folder)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ragstone.arithmetic import Precision
 from ragstone.errors import InputError
 from ragstone.importing import importing
-from ragstone.index.threads import threads
 from ragstone.output import new_folder
 from ragstone.settings import save_settings
 
@@ -154,6 +153,9 @@ class TrainedRetriever:
 def train_retriever(settings: TrainRetrieverSettings) -> TrainedRetriever:
     """Fit a question encoder and a passage encoder to DPR's data, with in-batch and hard negatives."""
     began = time.perf_counter()
+    with importing():
+        from ragstone.index.threads import threads
+
     with new_folder(settings.output_dir, "--output_dir") as folder, threads(settings.num_proc):
         train, held_out = _read(settings)
 

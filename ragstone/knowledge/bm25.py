@@ -12,7 +12,7 @@ from ragstone.errors import InputError
 from ragstone.index.bm25 import REMEDY, Bm25Index, build_bm25
 from ragstone.index.words import split_words
 from ragstone.knowledge.corpus import read_corpus
-from ragstone.knowledge.manifest import Manifest, checksum
+from ragstone.knowledge.manifest import Manifest, Origin, write_manifest
 from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import BM25_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageStore, PassageWriter
@@ -43,8 +43,7 @@ def build_bm25_source(files: Sequence[Path], folder: Path, max_words: int) -> Ma
     corpus = read_corpus(files, max_words)
     with PassageWriter(folder / PASSAGES_NAME, 0) as writer, progress_bar("Passages", corpus.passages) as bar:
         for group in corpus.groups(PASSAGES_AT_ONCE):
-            titles, texts = [passage.title for passage in group], [passage.text for passage in group]
-            writer.write(titles, texts, np.empty((len(group), 0), dtype=np.float32))
+            writer.write_passages(group)
             bar.advance(len(group))
     return complete_bm25_source(folder, corpus.documents, max_words, began)
 
@@ -56,25 +55,8 @@ def complete_bm25_source(folder: Path, documents: int, max_words: int, began: fl
     """
     store = PassageStore(folder / PASSAGES_NAME)
     statistics = add_bm25(store, folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = Manifest(
-        encoder=None,
-        encoder_fingerprint=None,
-        dimension=0,
-        metric=BM25,
-        documents=documents,
-        passages=len(store),
-        max_words=max_words,
-        index=BM25,
-        files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
-        statistics={
-            "bytes": sum(path.stat().st_size for path in paths),
-            "seconds": round(time.perf_counter() - began, 2),
-            **statistics,
-        },
-    )
-    manifest.save(folder)
-    return manifest
+    seconds = {"seconds": round(time.perf_counter() - began, 2)}
+    return write_manifest(folder, Origin(documents, max_words, metric=BM25), store, BM25, seconds | statistics)
 
 
 def check_bm25(source: KnowledgeSource) -> int:

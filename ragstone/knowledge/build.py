@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,10 @@ from ragstone.index.vector_index import build_index
 from ragstone.knowledge.bm25 import add_bm25
 from ragstone.knowledge.corpus import Corpus, read_corpus
 from ragstone.knowledge.embedding import embed_groups
-from ragstone.knowledge.manifest import Manifest, checksum
+from ragstone.knowledge.manifest import Manifest, Origin, write_manifest
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import PassageStore, PassageWriter
-from ragstone.progress import ProgressBar, activity, progress_bar, track
+from ragstone.progress import ProgressBar, activity, progress_bar
 from ragstone.types import FloatArray
 
 PASSAGES_AT_ONCE = 8192
@@ -55,7 +54,7 @@ def embed_here(corpus: Corpus, encoder: TextEncoder, plan: BuildPlan, folder: Pa
         groups = corpus.groups(PASSAGES_AT_ONCE)
         converted = encoder.in_precision(plan.precision)
         for group, vectors in embed_groups(groups, converted, batch_size=plan.batch_size, progress=bar):
-            writer.write([passage.title for passage in group], [passage.text for passage in group], vectors)
+            writer.write_passages(group, vectors)
 
 
 def build_knowledge_source(
@@ -74,31 +73,13 @@ def build_knowledge_source(
     corpus = read_corpus(files, plan.max_words)
     factory = factory_string(plan.index, encoder.dimension, corpus.passages, plan.m)
     embed(corpus, encoder, plan, folder / PASSAGES_NAME)
-    record = SourceRecord.of(encoder, corpus.documents, plan.max_words)
-    return complete_source(folder, factory, record, began, bm25=plan.bm25)
+    origin = origin_of(encoder, corpus.documents, plan.max_words)
+    return complete_source(folder, factory, origin, began, bm25=plan.bm25)
 
 
-@dataclass(frozen=True)
-class SourceRecord:
-    """What a source's passages and vectors do not tell of themselves."""
-
-    encoder: str | None
-    """Name of the passage encoder, None where nobody knows."""
-    encoder_fingerprint: str | None
-    documents: int
-    max_words: int
-    metric: str = "inner_product"
-    """As in the manifest, as the next two."""
-    encoder_weights: str | None = None
-    encoder_settings: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, encoder: TextEncoder, documents: int, max_words: int) -> SourceRecord:
-        """Of a source whose vectors `encoder` made."""
-        record = encoder.record()
-        metric = "cosine" if encoder.settings.normalize else "inner_product"
-        settings = dict(record.settings or {})
-        return cls(encoder.name, record.fingerprint, documents, max_words, metric, record.weights, settings)
+def origin_of(encoder: TextEncoder, documents: int, max_words: int) -> Origin:
+    """That of a source whose vectors `encoder` made."""
+    return Origin(documents, max_words, encoder.record(), "cosine" if encoder.settings.normalize else "inner_product")
 
 
 MakeIndex = Callable[[PassageStore, Path], bool]
@@ -108,7 +89,7 @@ MakeIndex = Callable[[PassageStore, Path], bool]
 def complete_source(
     folder: Path,
     factory: str,
-    record: SourceRecord,
+    origin: Origin,
     began: float,
     *,
     bm25: bool = False,
@@ -119,7 +100,7 @@ def complete_source(
     Args:
         folder: of the source.
         factory: FAISS factory string.
-        record: what the manifest says besides.
+        origin: see Origin.
         began: when the work on the source began, by time.perf_counter.
         bm25: whether an index over words is built beside it.
         make_index: makes the index another way than from all vectors.
@@ -135,29 +116,12 @@ def complete_source(
     measured = measure_index(KnowledgeSource(folder / PASSAGES_NAME))
     if bm25:
         measured |= add_bm25(store, folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = Manifest(
-        encoder=record.encoder,
-        encoder_fingerprint=record.encoder_fingerprint,
-        dimension=store.dimension,
-        metric=record.metric,
-        encoder_weights=record.encoder_weights,
-        encoder_settings=record.encoder_settings,
-        documents=record.documents,
-        passages=len(store),
-        max_words=record.max_words,
-        index=factory,
-        files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
-        statistics={
-            "bytes": sum(path.stat().st_size for path in paths),
-            "seconds": round(time.perf_counter() - began, 2),
-            "seconds_embedding": round(embedded - began, 2),
-            "seconds_indexing": round(indexed - embedded, 2),
-            **measured,
-        },
-    )
-    manifest.save(folder)
-    return manifest
+    seconds = {
+        "seconds": round(time.perf_counter() - began, 2),
+        "seconds_embedding": round(embedded - began, 2),
+        "seconds_indexing": round(indexed - embedded, 2),
+    }
+    return write_manifest(folder, origin, store, factory, seconds | measured)
 
 
 def measure_index(source: KnowledgeSource) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ragstone.index.vector_index import build_index
-from ragstone.knowledge.manifest import Manifest, checksum
+from ragstone.knowledge.manifest import Origin, write_manifest
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
 from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.progress import progress_bar
@@ -104,19 +104,7 @@ def write_dummy_source(folder: Path, dimension: int) -> Path:
         writer.write(titles, texts, vectors)
     store = PassageStore(folder / PASSAGES_NAME)
     build_index(store.vector_chunks, len(store), dimension, "Flat", folder / INDEX_NAME)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    Manifest(
-        encoder=None,
-        encoder_fingerprint=None,
-        dimension=dimension,
-        metric="inner_product",
-        documents=len(PASSAGES),
-        passages=len(PASSAGES),
-        max_words=max(len(text.split(" ")) for text in texts),
-        index="Flat",
-        files={str(path.relative_to(folder)): checksum(path) for path in files},
-        statistics={},
-    ).save(folder)
+    write_manifest(folder, Origin(len(PASSAGES), max(len(text.split(" ")) for text in texts)), store, "Flat", {})
     return folder
 
 

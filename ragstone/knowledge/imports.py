@@ -14,8 +14,8 @@ import numpy as np
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.index.factory import factory_string
-from ragstone.knowledge.build import SourceRecord, complete_source
-from ragstone.knowledge.manifest import Manifest
+from ragstone.knowledge.build import complete_source, origin_of
+from ragstone.knowledge.manifest import Manifest, Origin
 from ragstone.knowledge.numbered_passages import count_numbered, read_numbered
 from ragstone.knowledge.source import PASSAGES_NAME
 from ragstone.knowledge.store import PassageWriter
@@ -36,11 +36,11 @@ class ImportPlan:
     encoder: TextEncoder | None = None
     """The passage encoder that made the vectors, where it is known."""
 
-    def record(self, documents: int, max_words: int) -> SourceRecord:
-        """What the source's manifest says of its origin."""
+    def origin(self, documents: int, max_words: int) -> Origin:
+        """That of the source."""
         if self.encoder is None:
-            return SourceRecord(None, None, documents, max_words)
-        return SourceRecord.of(self.encoder, documents, max_words)
+            return Origin(documents, max_words)
+        return origin_of(self.encoder, documents, max_words)
 
     def refuse_other_dimension(self, dimension: int, where: Path) -> None:
         """Refuse vectors that the encoder cannot have made.
@@ -116,7 +116,7 @@ def import_source(passages: Path, vectors: Sequence[Path], folder: Path, plan: I
             found = files.take(np.array(rows, dtype=np.int64))
             writer.write([passage.title for _, passage in group], [passage.text for _, passage in group], found)
             bar.advance(len(group))
-    return complete_source(folder, factory, plan.record(count.documents, count.max_words), began)
+    return complete_source(folder, factory, plan.origin(count.documents, count.max_words), began)
 
 
 def _parts(name: str) -> list[str]:

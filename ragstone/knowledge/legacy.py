@@ -121,7 +121,7 @@ def convert_legacy(files: LegacyFiles, folder: Path, plan: ImportPlan) -> Manife
             "belong to different indexes; give the files of one."
         )
     texts.unlink()
-    return complete_source(folder, factory, plan.record(documents, max_words), began)
+    return complete_source(folder, factory, plan.origin(documents, max_words), began)
 
 
 class LegacyVectors:

@@ -11,6 +11,8 @@ from typing import Any
 
 from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
+from ragstone.knowledge.row_store import RowStore
+from ragstone.progress import track
 
 FILE_NAME = "knowledge.json"
 
@@ -69,6 +71,48 @@ class Manifest:
             return cls(**({field.name: values.get(field.name, field.default) for field in fields} | required))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}); build the knowledge source again.") from error
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a source's files do not tell of themselves."""
+
+    documents: int
+    max_words: int
+    encoder: EncoderRecord | None = None
+    """What made the vectors; None where there are none, or nobody knows."""
+    metric: str = "inner_product"
+    """As in the manifest."""
+
+
+def write_manifest(folder: Path, origin: Origin, store: RowStore, index: str, statistics: dict[str, float]) -> Manifest:
+    """Describe the source in `folder`, whose files are all there, in its knowledge.json.
+
+    Args:
+        folder: of the source.
+        origin: see Origin.
+        store: its passages.
+        index: as in the manifest.
+        statistics: those that its files do not tell.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    encoder = origin.encoder
+    manifest = Manifest(
+        encoder=None if encoder is None else encoder.name,
+        encoder_fingerprint=None if encoder is None else encoder.fingerprint,
+        dimension=store.dimension,
+        metric=origin.metric,
+        documents=origin.documents,
+        passages=len(store),
+        max_words=origin.max_words,
+        index=index,
+        files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
+        statistics={"bytes": sum(path.stat().st_size for path in paths), **statistics},
+        encoder_weights=None if encoder is None else encoder.weights,
+        encoder_settings=None if encoder is None or encoder.settings is None else dict(encoder.settings),
+    )
+    manifest.save(folder)
+    return manifest
 
 
 def checksum(path: Path) -> str:

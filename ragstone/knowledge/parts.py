@@ -75,7 +75,7 @@ class Part:
         new = self._new_path()
         with ShardWriter(new, dimension) as writer:
             for passages, vectors in embedded:
-                writer.write([passage.title for passage in passages], [passage.text for passage in passages], vectors)
+                writer.write_passages(passages, vectors)
         new.replace(self.finished_path)
 
     def finished_rows(self) -> int:

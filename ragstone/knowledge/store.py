@@ -52,8 +52,12 @@ class ShardWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
+    def write_passages(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """Append passages with their vectors [n, D], where D may be 0."""
+        self.write([passage.title for passage in passages], [passage.text for passage in passages], vectors)
+
+    def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
+        """As write_passages."""
         for start in range(0, len(titles), ROWS_PER_BATCH):
             rows = slice(start, start + ROWS_PER_BATCH)
             self._write_batch(titles[rows], texts[rows], vectors[rows])
@@ -89,8 +93,14 @@ class PassageWriter:
         if error_type is None:
             self._finish()
 
+    def write_passages(self, passages: Sequence[Passage], vectors: FloatArray | None = None) -> None:
+        """Append passages with their vectors [n, D], or without in a store of none."""
+        if vectors is None:
+            vectors = np.empty((len(passages), 0), dtype=np.float32)
+        self.write([passage.title for passage in passages], [passage.text for passage in passages], vectors)
+
     def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
-        """Append passages with their vectors [n, D]."""
+        """As write_passages."""
         for start in range(0, len(titles), ROWS_PER_BATCH):
             rows = slice(start, start + ROWS_PER_BATCH)
             self._open_shard().write(titles[rows], texts[rows], vectors[rows])

@@ -16,17 +16,17 @@ from ragstone.errors import InputError
 from ragstone.index.factory import factory_string
 from ragstone.index.vector_index import extend_index
 from ragstone.knowledge.bm25 import complete_bm25_source
-from ragstone.knowledge.build import PASSAGES_AT_ONCE, SourceRecord, complete_source
+from ragstone.knowledge.build import PASSAGES_AT_ONCE, complete_source, origin_of
 from ragstone.knowledge.corpus import Corpus, read_corpus
 from ragstone.knowledge.documents import read_documents
 from ragstone.knowledge.embedding import embed_groups
-from ragstone.knowledge.manifest import FILE_NAME, Manifest
+from ragstone.knowledge.manifest import FILE_NAME, Manifest, Origin
 from ragstone.knowledge.row_store import RowStore
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from ragstone.knowledge.store import ROWS_PER_BATCH, PassageStore, PassageWriter
 from ragstone.knowledge.unrecorded import describe, read_texts, refuse_other_vectors
 from ragstone.progress import progress_bar
-from ragstone.types import FloatArray, IntArray
+from ragstone.types import IntArray
 
 OpenEncoder = Callable[[Manifest], TextEncoder]
 """Opens the passage encoder that a manifest names, on its device."""
@@ -106,30 +106,21 @@ def update_knowledge_source(old: Path, new: Path, plan: UpdatePlan, open_encoder
         if corpus is not None:
             _add(corpus, encoder, plan, writer)
     documents = manifest.documents - deletion.documents + (0 if corpus is None else corpus.documents)
-    if not source.has_vectors:
+    if source.has_vectors:
+        origin = Origin(documents, manifest.max_words, manifest.encoder_record, manifest.metric)
+        if encoder is not None and manifest.encoder_record is None:
+            # It has shown that it makes the vectors that are there.
+            origin = origin_of(encoder, documents, manifest.max_words)
+
+        def grow(store: PassageStore, path: Path) -> bool:
+            """Continue the old index, where all that it holds stays."""
+            if kept < len(source) or factory != manifest.index:
+                return False
+            return extend_index(source.index_path, lambda: store.vector_chunks(kept), added, path)
+
+        updated = complete_source(new, factory, origin, began, bm25=source.has_bm25, make_index=grow)
+    else:
         updated = complete_bm25_source(new, documents, manifest.max_words, began)
-        _take_over_others(old, new, manifest)
-        return Updated(updated, added, len(source) - kept)
-    record = SourceRecord(
-        encoder=manifest.encoder,
-        encoder_fingerprint=manifest.encoder_fingerprint,
-        documents=documents,
-        max_words=manifest.max_words,
-        metric=manifest.metric,
-        encoder_weights=manifest.encoder_weights,
-        encoder_settings=manifest.encoder_settings,
-    )
-    if encoder is not None and manifest.encoder_record is None:
-        # It has shown that it makes the vectors that are there.
-        record = SourceRecord.of(encoder, documents, manifest.max_words)
-
-    def grow(store: PassageStore, path: Path) -> bool:
-        """Continue the old index, where all that it holds stays."""
-        if kept < len(source) or factory != manifest.index:
-            return False
-        return extend_index(source.index_path, lambda: store.vector_chunks(kept), added, path)
-
-    updated = complete_source(new, factory, record, began, bm25=source.has_bm25, make_index=grow)
     _take_over_others(old, new, manifest)
     return Updated(updated, added, len(source) - kept)
 
@@ -192,27 +183,21 @@ def _copy(store: RowStore, rows: IntArray, writer: PassageWriter) -> None:
     with progress_bar("Copying", len(rows)) as bar:
         for start in range(0, len(rows), ROWS_PER_BATCH):
             some = rows[start : start + ROWS_PER_BATCH]
-            passages = store.passages(some)
-            vectors = store.vectors(some) if store.has_vectors else _no_vectors(len(some))
-            writer.write([p.title for p in passages], [p.text for p in passages], vectors)
+            writer.write_passages(store.passages(some), store.vectors(some) if store.has_vectors else None)
             bar.advance(len(some))
-
-
-def _no_vectors(count: int) -> FloatArray:
-    return np.empty((count, 0), dtype=np.float32)
 
 
 def _add(corpus: Corpus, encoder: TextEncoder | None, plan: UpdatePlan, writer: PassageWriter) -> None:
     """Write the corpus with vectors, or without where there is no encoder."""
     if encoder is None:
         for group in corpus.groups(PASSAGES_AT_ONCE):
-            writer.write([p.title for p in group], [p.text for p in group], _no_vectors(len(group)))
+            writer.write_passages(group)
         return
     converted = encoder.in_precision(plan.precision)
     with progress_bar("Embedding", corpus.passages) as bar:
         groups = corpus.groups(PASSAGES_AT_ONCE)
         for group, vectors in embed_groups(groups, converted, batch_size=plan.batch_size, progress=bar):
-            writer.write([p.title for p in group], [p.text for p in group], vectors)
+            writer.write_passages(group, vectors)
 
 
 def _take_over_others(old: Path, new: Path, manifest: Manifest) -> None:

@@ -93,6 +93,11 @@ def own_settings(config: Any) -> dict[str, Any]:
     return getattr(config, "ragstone", None) or {}
 
 
+def record_own(config: Any, **settings: Any) -> None:
+    """Set some of them."""
+    config.ragstone = {**own_settings(config), **settings}
+
+
 def load_checkpoint(
     name_or_path: str,
     *,
@@ -121,7 +126,7 @@ def load_checkpoint(
         )
     own = own_settings(config)
     # Without settings of ours, transformers wrote it. Kept from now on, whatever is recorded besides.
-    config.ragstone = {**own, "decoded_question": own.get("decoded_question", not own)}
+    record_own(config, decoded_question=own.get("decoded_question", not own))
     request = request or GeneratorRequest()
     base = own.get("adapter_base")
     if base is not None:
@@ -173,7 +178,7 @@ def load_checkpoint(
 def record_prompt(config: Any, prompt: PromptSettings | None) -> None:
     """Put a decoder-only generator's prompt into a config."""
     if prompt is not None:
-        config.ragstone = {**own_settings(config), "prompt": dataclasses.asdict(prompt)}
+        record_own(config, prompt=dataclasses.asdict(prompt))
 
 
 def _load_adapted(
@@ -234,12 +239,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
     config = checkpoint.config
     config.question_encoder, config.generator = encoder.model.config, generator.model.config
     config.architectures = [ARCHITECTURES[model_type]]
-    config.ragstone = {
-        **own_settings(config),
-        "question_encoder": dataclasses.asdict(encoder.settings),
-        DENSE: len(encoder.dense or ()),
-        "generation": _plain_generation(generator.model.generation_config),
-    }
+    record_own(
+        config,
+        question_encoder=dataclasses.asdict(encoder.settings),
+        **{DENSE: len(encoder.dense or ())},
+        generation=_plain_generation(generator.model.generation_config),
+    )
     if checkpoint.adapter_base is None:
         Holder(config, encoder.model, generator.model).save_pretrained(folder)
         # save_pretrained puts its own class there.
@@ -255,7 +260,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, model_type: RagType) -
 
 def _save_adapted(checkpoint: Checkpoint, folder: Path) -> None:
     """The question encoder and the adapters; the generator stays where it is whole."""
-    checkpoint.config.ragstone = {**own_settings(checkpoint.config), "adapter_base": checkpoint.adapter_base}
+    record_own(checkpoint.config, adapter_base=checkpoint.adapter_base)
     checkpoint.config.save_pretrained(folder)
     save_encoder_weights(checkpoint.question_encoder.model, folder)
     checkpoint.generator.model.save_pretrained(folder / ADAPTER)

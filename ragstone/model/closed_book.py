@@ -15,7 +15,7 @@ from torch import nn
 
 from ragstone.errors import InputError
 from ragstone.model.answers import Answer, ScoredPassage
-from ragstone.model.checkpoint import own_settings
+from ragstone.model.checkpoint import own_settings, record_own
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.decoding import Decoding
 from ragstone.model.fingerprint import fingerprint
@@ -115,4 +115,4 @@ def recorded_context(config: Any) -> ContextFormat:
 def record_context(config: Any, context: ContextFormat) -> None:
     """Put into a generator's config what `recorded_context` reads from it; transformers ignores the length."""
     config.prefix = context.prefix or None
-    config.ragstone = {**own_settings(config), "max_source_length": context.max_length}
+    record_own(config, max_source_length=context.max_length)

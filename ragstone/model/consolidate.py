@@ -22,7 +22,14 @@ from ragstone.encoders.recorded import is_sentence_transformers
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
-from ragstone.model.checkpoint import Checkpoint, load_checkpoint, own_settings, record_prompt, save_checkpoint
+from ragstone.model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    own_settings,
+    record_own,
+    record_prompt,
+    save_checkpoint,
+)
 from ragstone.model.decoding import Decoding
 from ragstone.model.languages import Languages, set_languages
 from ragstone.model.lora import merge_adapters
@@ -101,11 +108,11 @@ def join_parts(parts: ConsolidateParts) -> Checkpoint:
         setattr(config, name, getattr(generator.config, name, None))
     config.vocab_size = vocab_size
     partner = _partner(encoder, parts)
-    config.ragstone = {
-        **own_settings(config),
-        "passage_encoder": None if partner is None else partner.plain(),
-        "question_encoder_origin": _origin(encoder, parts).plain() if partner is None else None,
-    }
+    record_own(
+        config,
+        passage_encoder=None if partner is None else partner.plain(),
+        question_encoder_origin=_origin(encoder, parts).plain() if partner is None else None,
+    )
     prompt = choose_prompt(generator.config, tokenizer, None, parts.prompt_template, parts.chat)
     record_prompt(config, prompt)
     joined = as_generator(generator.float().eval(), tokenizer, prompt)

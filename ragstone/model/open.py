@@ -20,6 +20,7 @@ from ragstone.model.checkpoint import (
     change_config,
     load_checkpoint,
     own_settings,
+    record_own,
     record_prompt,
     save_checkpoint,
 )
@@ -184,7 +185,7 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
 
     def record_source(config: Any) -> None:
         chosen.record(config, source)
-        config.ragstone = {**own_settings(config), "retrieval": method.settings()}
+        record_own(config, retrieval=method.settings())
 
     model = RagModel(
         encoder,
@@ -294,8 +295,7 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
     if lora is not None and checkpoint.adapter_base is None:
         folder = Path(request.name_or_path)
         if GeneratorRequest(quantization=request.quantization, torch_dtype=request.torch_dtype).keeps_weights:
-            made_for = {"adapter_base_fingerprint": fingerprint(generator.model)}
-            checkpoint.config.ragstone = {**own_settings(checkpoint.config), **made_for}
+            record_own(checkpoint.config, adapter_base_fingerprint=fingerprint(generator.model))
         generator.model = add_adapters(generator.model, lora)
         checkpoint.adapter_base = str(folder.resolve()) if folder.is_dir() else request.name_or_path
     elif lora is not None:
