@@ -350,6 +350,27 @@ def test_a_worker_whose_host_is_lost_is_done_without_until_it_is_back(
             ray.kill(actor)
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_without_a_connection_is_started_anew(
+    pair: RayRetriever, alone: LocalRetriever, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its system still takes connections for it. Others are asked meanwhile."""
+    monkeypatch.setattr(ray_line, "PATIENCE", 0.5)
+    monkeypatch.setattr(ray_line, "HUNG", 1.0)
+    crew = pair._crews[0]
+    line, hung = crew._lines[0], process_of(pair, 0)
+    line.close()
+    stop(hung)
+    assert_equal(passages(crew.finish(request_to(crew, 0))), alone.retrieve(queries(8), 5))
+    assert not line.is_there()
+    await_return(line, time.monotonic())
+    assert process_of(pair, 0) != hung
+    assert_equal(passages(crew.finish(request_to(crew, 0))), alone.retrieve(queries(8), 5))
+    said = capfd.readouterr().err
+    for what in ("cannot be reached; others", "has not answered Ray for 1 s; it is started anew.", "is back."):
+        assert said.count(f"Retrieval worker 1 of 2 {what}") == 1
+
+
 def test_requests_go_round_a_worker_that_is_busy(pair: RayRetriever, alone: LocalRetriever) -> None:
     """One of two workers is stopped in the middle of a request: the requests that follow go to the other."""
     crew = pair._crews[0]
