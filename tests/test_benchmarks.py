@@ -342,7 +342,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize(
     ("backends", "processes", "askers"),
     [
-        ("in-process,pytorch", [1, 2], [1, 1]),
+        pytest.param("in-process,pytorch", [1, 2], [1, 1], marks=pytest.mark.slow),
         pytest.param("ray-1,ray-2", [1, 1], [1, 2], marks=SLOW_RAY),
     ],
 )

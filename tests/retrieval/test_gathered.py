@@ -128,7 +128,8 @@ def test_every_rank_gets_what_it_would_find_itself(source_folder: Path) -> None:
             assert found[case] == expected, (rank, case)
 
 
-@pytest.mark.parametrize("hanging", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hanging", [0, 2])
 def test_who_hangs_between_retrievals_is_named(source_folder: Path, hanging: int) -> None:
     """And nobody else, though those that wait have come to different exchanges."""
     with pytest.raises(
