@@ -27,8 +27,9 @@ from rich.console import Console
 from benchmarks.checkpoint import SIZES, Workplace
 from benchmarks.compare_bench import Bench, Material
 from benchmarks.compare_record import Record, page, table
-from benchmarks.compare_works import OPEN, WORKS
+from benchmarks.compare_works import ANSWERED, OPEN, WORKS
 from benchmarks.machine import command
+from ragstone.data.examples import read_examples
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
 from ragstone.output import write_text
@@ -119,6 +120,12 @@ def run(settings: Settings) -> None:
     Raises:
         InputError: data that cannot be used, or the sides do not agree.
     """
+    asked = len(read_examples(settings.data_dir, "test", settings.evaluated))
+    if asked < ANSWERED:
+        raise InputError(
+            f"{settings.data_dir / 'test.source'} gives {asked} questions with --evaluated {settings.evaluated}, and "
+            f"{ANSWERED} are answered; give more."
+        )
     size = settings.size if settings.checkpoint is None else f"of {settings.checkpoint.name}"
     bench = Bench(material(settings), size, settings.repeats, settings.precise)
     records: list[Record] = []

@@ -333,6 +333,15 @@ def test_compare_and_growth_refuse(
     assert not list(tmp_path.iterdir())
 
 
+def test_compare_needs_the_questions_that_it_names(
+    tmp_path: Path, pairs_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is made."""
+    assert compare.main([f"--data_dir={pairs_folder}", f"--work_dir={tmp_path / 'work'}", "--evaluated=31"]) == 2
+    assert "questions with --evaluated 31, and 32 are answered; give more." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="torch sees no GPU here"):

@@ -171,6 +171,12 @@ def test_flags_override_the_settings_file(tmp_path: Path) -> None:
     assert parse_settings(Settings, [*REQUIRED, "--config", config], "p", "").csv_path == ["a.tsv"]
 
 
+def test_the_last_settings_file_counts(tmp_path: Path) -> None:
+    first, last = write(tmp_path / "first.yaml", "batch_size: 2"), write(tmp_path / "last.yaml", "n_docs: 3")
+    settings = parse_settings(Settings, ["--config", first, *REQUIRED, f"--config={last}"], "p", "")
+    assert settings == dataclasses.replace(parse(), n_docs=3)
+
+
 def test_an_empty_settings_file_gives_nothing(tmp_path: Path) -> None:
     assert parse("--config", write(tmp_path / "config.yaml", "")) == parse()
 

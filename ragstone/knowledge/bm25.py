@@ -55,8 +55,7 @@ def complete_bm25_source(folder: Path, documents: int, max_words: int, began: fl
     """
     store = PassageStore(folder / PASSAGES_NAME)
     statistics = add_bm25(store, folder)
-    seconds = {"seconds": round(time.perf_counter() - began, 2)}
-    return write_manifest(folder, Origin(documents, max_words, metric=BM25), store, BM25, seconds | statistics)
+    return write_manifest(folder, Origin(documents, max_words, metric=BM25), store, BM25, statistics, began)
 
 
 def check_bm25(source: KnowledgeSource) -> int:

@@ -117,11 +117,10 @@ def complete_source(
     if bm25:
         measured |= add_bm25(store, folder)
     seconds = {
-        "seconds": round(time.perf_counter() - began, 2),
         "seconds_embedding": round(embedded - began, 2),
         "seconds_indexing": round(indexed - embedded, 2),
     }
-    return write_manifest(folder, origin, store, factory, seconds | measured)
+    return write_manifest(folder, origin, store, factory, seconds | measured, began)
 
 
 def measure_index(source: KnowledgeSource) -> dict[str, float]:

@@ -157,7 +157,7 @@ def load(path: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:160].rstrip(".")
         raise Refusal(
-            f"{path} is not a pickle, or a damaged one ({type(error).__name__}: {reason}); copy it again."
+            f"{path} is not a pickle, or is damaged ({type(error).__name__}: {reason}); copy it again."
         ) from error
     return found.values if isinstance(found, _Array) else found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,14 @@ class Origin:
     """As in the manifest."""
 
 
-def write_manifest(folder: Path, origin: Origin, store: RowStore, index: str, statistics: dict[str, float]) -> Manifest:
+def write_manifest(
+    folder: Path,
+    origin: Origin,
+    store: RowStore,
+    index: str,
+    statistics: dict[str, float],
+    began: float | None = None,
+) -> Manifest:
     """Describe the source in `folder`, whose files are all there, in its knowledge.json.
 
     Args:
@@ -94,9 +102,12 @@ def write_manifest(folder: Path, origin: Origin, store: RowStore, index: str, st
         store: its passages.
         index: as in the manifest.
         statistics: those that its files do not tell.
+        began: when the work on the source began, by time.perf_counter, where the seconds that it took are recorded.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     encoder = origin.encoder
+    files = {str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")}
+    seconds = {} if began is None else {"seconds": round(time.perf_counter() - began, 2)}
     manifest = Manifest(
         encoder=None if encoder is None else encoder.name,
         encoder_fingerprint=None if encoder is None else encoder.fingerprint,
@@ -106,8 +117,8 @@ def write_manifest(folder: Path, origin: Origin, store: RowStore, index: str, st
         passages=len(store),
         max_words=origin.max_words,
         index=index,
-        files={str(path.relative_to(folder)): checksum(path) for path in track(paths, "Checksums")},
-        statistics={"bytes": sum(path.stat().st_size for path in paths), **statistics},
+        files=files,
+        statistics={"bytes": sum(path.stat().st_size for path in paths), **seconds, **statistics},
         encoder_weights=None if encoder is None else encoder.weights,
         encoder_settings=None if encoder is None or encoder.settings is None else dict(encoder.settings),
     )

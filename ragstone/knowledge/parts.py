@@ -29,7 +29,7 @@ from ragstone.output import write_text
 from ragstone.types import FloatArray, Passage
 
 RECORD_NAME = "parts.json"
-LOCK_NAME = "lock"
+LOCK_NAME = ".ragstone.lock"
 """Of a file, since network file systems keep no locks of folders."""
 PASSAGES = "passages-*.arrow"
 FINISHED = "embedded-*.arrow"
@@ -75,7 +75,7 @@ class Part:
         new = self._new_path()
         with ShardWriter(new, dimension) as writer:
             for passages, vectors in embedded:
-                writer.write_passages(passages, vectors)
+                writer.write([passage.title for passage in passages], [passage.text for passage in passages], vectors)
         new.replace(self.finished_path)
 
     def finished_rows(self) -> int:
@@ -215,7 +215,7 @@ def keep_finished_parts(folder: Path) -> Iterator[None]:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
-    with path.open("w") as lock:
+    with path.open("a") as lock:
         busy = InputError(f"Another process is making parts in {folder}; wait until it is done.")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -52,12 +52,8 @@ class ShardWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def write_passages(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
-        """Append passages with their vectors [n, D], where D may be 0."""
-        self.write([passage.title for passage in passages], [passage.text for passage in passages], vectors)
-
     def write(self, titles: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
-        """As write_passages."""
+        """Append passages with their vectors [n, D], where D may be 0."""
         for start in range(0, len(titles), ROWS_PER_BATCH):
             rows = slice(start, start + ROWS_PER_BATCH)
             self._write_batch(titles[rows], texts[rows], vectors[rows])

@@ -94,7 +94,7 @@ def own_settings(config: Any) -> dict[str, Any]:
 
 
 def record_own(config: Any, **settings: Any) -> None:
-    """Set some of them."""
+    """Record some more, or others, of what own_settings gives."""
     config.ragstone = {**own_settings(config), **settings}
 
 

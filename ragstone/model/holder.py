@@ -29,7 +29,7 @@ class RagParts(_Holding):
     """Both models, as transformers' RagModel holds them."""
 
     def __init__(self, config: Any, question_encoder: Any = None, generator: Any = None) -> None:
-        """RagParts that are not given are made from their configs, for from_pretrained to fill."""
+        """Parts that are not given are made from their configs, for from_pretrained to fill."""
         super().__init__(config)
         if question_encoder is None:
             kind = encoder_class(config.question_encoder)

@@ -60,6 +60,8 @@ class Away:
     """When it is looked for next."""
     restarted: bool = False
     """Whether it hung, and Ray was asked to start it anew."""
+    reason: str = ""
+    """Why it could not be asked when it was found; empty where it was not."""
 
 
 @dataclass
@@ -259,8 +261,9 @@ class Line:
                 self._away = self._absence()
                 sys.stderr.write(f"{self._name} cannot be reached; others are asked until it is back.\n")
 
-    def _absence(self) -> Away:
-        return Away(self.promise(self._ready), self.promise("address"), time.monotonic() + LOOK_EVERY)
+    def _absence(self, reason: str = "") -> Away:
+        look_at = time.monotonic() + LOOK_EVERY
+        return Away(self.promise(self._ready), self.promise("address"), look_at, reason=reason)
 
     def _look(self, away: Away) -> None:
         """Take it for reachable again, if it is. One that hangs is replaced here, too."""
@@ -278,9 +281,11 @@ class Line:
         except GoneError as error:
             away.look_at = math.inf
             sys.stderr.write(f"{self._name} is gone for good ({error}).\n")
-        except (InputError, OSError):
+        except (InputError, OSError) as error:
             # As from a host that has not the source, or that lets nobody through.
-            self._away = self._absence()
+            if str(error) != away.reason:
+                sys.stderr.write(f"{self._name} was found, but cannot be asked: {error}\n")
+            self._away = self._absence(str(error))
         else:
             self.close()
             self._address = address

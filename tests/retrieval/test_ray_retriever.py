@@ -351,6 +351,35 @@ def test_a_worker_whose_host_is_lost_is_done_without_until_it_is_back(
 
 
 @pytest.mark.slow
+def test_a_worker_that_comes_back_without_the_source_is_done_without(
+    cluster: RayCluster, source_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And why is told once. The other one has the source open."""
+    folder = tmp_path / "source"
+    shutil.copytree(source_folder, folder)
+    retriever = open_workers(folder, workers=2)
+    asked = np.random.default_rng(3).normal(size=(4, 16)).astype(np.float32)
+    expected = retriever.retrieve(asked, 2)
+    killed = process_of(retriever, 0)
+    folder.rename(tmp_path / "elsewhere")
+    os.kill(killed, signal.SIGKILL)
+    why = f"Retrieval worker 1 of 2 was found, but cannot be asked: There is no knowledge source {folder}; make one"
+    said, began = "", time.monotonic()
+    while why not in said:
+        assert time.monotonic() - began < TIMEOUT
+        assert_equal(retriever.retrieve(asked, 2), expected)
+        said += capfd.readouterr().err
+    for _ in range(30):
+        assert_equal(retriever.retrieve(asked, 2), expected)
+        time.sleep(0.1)
+    assert "cannot be asked" not in capfd.readouterr().err
+    (tmp_path / "elsewhere").rename(folder)
+    await_return(retriever._crews[0]._lines[0], began)
+    assert "Retrieval worker 1 of 2 is back." in capfd.readouterr().err
+    retriever.close()
+
+
+@pytest.mark.slow
 def test_a_worker_that_hangs_without_a_connection_is_started_anew(
     pair: RayRetriever, alone: LocalRetriever, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
