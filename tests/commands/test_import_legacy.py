@@ -247,7 +247,7 @@ def test_arrays_become_lists(tmp_path: Path, order: str, protocol: int) -> None:
         (f"{NAME}.index_meta.dpr", {"1": 1}, "holds a dict instead of a list of ids"),
         (f"{NAME}.index_meta.dpr", ["1"], "holds 60 vectors, but"),
         (f"{NAME}.index_meta.dpr", ["1"] * 61, "holds 60 vectors, but"),
-        ("psgs_w100.tsv.pkl", b"no pickle", "psgs_w100.tsv.pkl is not a pickle, or a damaged one"),
+        ("psgs_w100.tsv.pkl", b"no pickle", "psgs_w100.tsv.pkl is not a pickle, or is damaged"),
         (f"{NAME}.index.dpr", b"no index", "is not a FAISS index"),
     ],
 )
