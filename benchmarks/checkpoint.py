@@ -107,7 +107,7 @@ class Workplace:
         return run / "last" if size.steps else joined
 
     def source(self, size: Size) -> Path:
-        """The knowledge source: passages of 100 words under the index that the reference builds."""
+        """The knowledge source: passages of 100 words, under the index that build-knowledge chooses."""
         folder = self.folder / ("source" if size.documents is None else f"source-{size.documents}")
         if not folder.is_dir():
             build_knowledge(

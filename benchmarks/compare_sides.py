@@ -171,7 +171,8 @@ class Ragstone:
 
     def build(self, documents: Path) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            plan = BuildPlan(precision=self.precision)
+            # The kind of index that the reference builds.
+            plan = BuildPlan("hnsw", REFERENCE_LINKS, precision=self.precision)
             build_knowledge_source([documents], self.passage_encoder, Path(folder), plan)
             self.timeline.mark("writing and indexing")
             store = PassageStore(Path(folder) / PASSAGES_NAME)

@@ -39,7 +39,7 @@ run() {
 
 echo "== Knowledge source"
 run knowledge "$ragstone" build-knowledge --csv_path "$data/knowledge.tsv" --output_dir "$out/knowledge" \
-  --dpr_ctx_encoder_model_name "$minilm" --index flat --max_words 50
+  --dpr_ctx_encoder_model_name "$minilm" --max_words 50
 run exact "$python" benchmarks/exact_retrieval.py "$out/knowledge" "$minilm" "$data/test.source" "$out/exact.txt"
 
 echo "== Generator, checkpoint, practice"

@@ -72,7 +72,7 @@ QUESTIONS = [
 COMMANDS = (
     "train-retriever --train_path dpr.json --output_dir encoders --held_out 0 --hidden_size 16 --num_heads 2 "
     "--max_steps 2 --precision fp32",
-    "build-knowledge --csv_path documents.tsv --output_dir knowledge --index flat "
+    "build-knowledge --csv_path documents.tsv --output_dir knowledge "
     "--dpr_ctx_encoder_model_name encoders/passage_encoder --precision fp32",
     "new-generator --dest generator --csv_path documents.tsv --data_dir pairs --d_model 32 --heads 2 "
     "--encoder_layers 1 --decoder_layers 1 --dropout 0",

@@ -14,7 +14,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ragstone.__main__ import main
 from ragstone.denormals import flushing_denormals
-from tests.commands.test_train_retriever import FRESH, entries
 
 MANY, PRODUCTS = 2**22, 400 * 400
 """Numbers, so many that all threads have their part of them."""
@@ -94,6 +93,9 @@ def test_finetune_computes_without_them(
 
 
 def test_train_retriever_computes_without_them(process: ProcessPoolExecutor, tmp_path: Path) -> None:
+    # The other tests' processes would import all of this, too.
+    from tests.commands.test_train_retriever import FRESH, entries
+
     path = tmp_path / "train.json"
     path.write_text(json.dumps(entries()), encoding="utf-8")
     words = ["train-retriever", "--train_path", str(path), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ragstone.arithmetic import Precision, Quantization, WeightType
 from ragstone.errors import InputError
 from ragstone.importing import importing
-from ragstone.index.factory import refuse_few_links, refuse_unknown_index
+from ragstone.index.factory import BY_SIZE, refuse_few_links, refuse_unknown_index
 from ragstone.knowledge.documents import find_files
 from ragstone.output import new_folder
 from ragstone.processes.ray_cluster import AUTO, RayCluster, refuse_without_ray
@@ -35,8 +35,9 @@ class BuildKnowledgeSettings:
     """Folder for the knowledge source; new or empty."""
     dpr_ctx_encoder_model_name: str = "facebook/dpr-ctx_encoder-multiset-base"
     """Passage encoder: a folder or a hub name; DPR, sentence-transformers or any AutoModel."""
-    index: str = "hnsw"
-    """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string; bm25: words alone, without an encoder."""
+    index: str = BY_SIZE
+    """auto (flat up to 64 MiB of vectors, else hnsw), flat (exact), hnsw (fast), ivfpq (small), a FAISS factory string,
+    or bm25: words alone, without an encoder."""
     bm25: bool = False
     """Build a BM25 index beside the one over the vectors, for --retriever bm25 and hybrid."""
     max_words: int = 100
@@ -46,7 +47,7 @@ class BuildKnowledgeSettings:
     d: int | None = None
     """Dimensions of the vectors; checked against the encoder if given."""
     m: int = 128
-    """Links per node in an hnsw index."""
+    """Links per node, where the index is an hnsw one."""
     num_proc: int | None = None
     """CPU threads (with --ray, of each worker); all by default."""
     precision: Precision = "auto"

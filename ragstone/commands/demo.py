@@ -76,7 +76,7 @@ def demo(settings: DemoSettings) -> Demo:
         f"--vocab_size {VOCABULARY} --max_steps {RETRIEVER_STEPS} --seed {seed}"
     )
     _print_title("The almanac as a searchable knowledge source")
-    build = f"build-knowledge --dpr_ctx_encoder_model_name {retriever}/passage_encoder --index flat"
+    build = f"build-knowledge --dpr_ctx_encoder_model_name {retriever}/passage_encoder"
     _ragstone(f"{build} --csv_path {where}/almanac.tsv --output_dir {knowledge}")
 
     _print_title("A small generator from scratch, joined with the question encoder")

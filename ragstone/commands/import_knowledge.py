@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ragstone.errors import InputError
 from ragstone.importing import importing
-from ragstone.index.factory import refuse_few_links, refuse_unknown_index
+from ragstone.index.factory import BY_SIZE, refuse_few_links, refuse_unknown_index
 from ragstone.output import new_folder, refuse_used_folder
 from ragstone.settings import save_settings
 
@@ -31,10 +31,11 @@ class ImportKnowledgeSettings:
     """Vectors in the order of the passages; default: all .npy or .pt files of the folder."""
     dpr_ctx_encoder_model_name: str | None = None
     """Passage encoder that made the vectors, if it is at hand: the source then refuses models of any other."""
-    index: str = "hnsw"
-    """flat (exact), hnsw (fast), ivfpq (small) or any FAISS factory string."""
+    index: str = BY_SIZE
+    """auto (flat up to 64 MiB of vectors, else hnsw), flat (exact), hnsw (fast), ivfpq (small) or a FAISS factory
+    string."""
     m: int = 128
-    """Links per node in an hnsw index."""
+    """Links per node, where the index is an hnsw one."""
 
     def __post_init__(self) -> None:
         if self.m < 1:

@@ -41,9 +41,9 @@ class UpdateKnowledgeSettings:
     """Where the passage encoder is now, if not where the source says, or if it does not say; it must be the one that
     built the source."""
     index: str | None = None
-    """flat, hnsw, ivfpq or any FAISS factory string; the source's own by default."""
+    """auto, flat, hnsw, ivfpq or any FAISS factory string; the source's own by default."""
     m: int = 128
-    """Links per node, with --index hnsw."""
+    """Links per node, where --index makes an hnsw one."""
     batch_size: int = 64
     """Passages embedded at once."""
     precision: Precision = "auto"

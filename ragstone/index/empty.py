@@ -117,6 +117,6 @@ def _bytes_per_vector(index: Any) -> int:
 
 def _no_factory_string(factory: str, where: str) -> str:
     return (
-        f"--index {factory!r} is not a FAISS factory string{where}; take flat, hnsw, ivfpq or see FAISS's "
+        f"--index {factory!r} is not a FAISS factory string{where}; take auto, flat, hnsw, ivfpq or see FAISS's "
         "documentation of index_factory."
     )

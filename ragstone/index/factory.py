@@ -7,8 +7,14 @@ import math
 from ragstone.errors import InputError
 from ragstone.index.empty import empty_index, refuse_beyond_memory, refuse_too_few, refuse_unparsed
 
-NAMES = ("flat", "hnsw", "ivfpq")
+BY_SIZE = "auto"
+"""flat or hnsw, by the size of the corpus."""
+NAMES = (BY_SIZE, "flat", "hnsw", "ivfpq")
 """Indexes by a name of their own."""
+
+EXACT_BYTES = 64 * 2**20
+"""Of vectors that `auto` lets be searched exactly: one question takes some milliseconds, which is what reading them all
+takes, and many questions less than in a graph."""
 
 POINTS_PER_CENTROID = 39
 """Training vectors that FAISS wants for each centroid, at least."""
@@ -17,7 +23,7 @@ PQ_CENTROIDS = 256
 
 
 def factory_string(index: str, dimension: int, count: int, m: int) -> str:
-    """The FAISS factory string for `index`: flat, hnsw, ivfpq, or a factory string itself.
+    """The FAISS factory string for `index`: auto, flat, hnsw, ivfpq, or a factory string itself.
 
     Args:
         index: name or factory string.
@@ -30,6 +36,8 @@ def factory_string(index: str, dimension: int, count: int, m: int) -> str:
             FAISS does not know.
     """
     refuse_few_links(index, m)
+    if index == BY_SIZE:
+        index = "flat" if 4 * dimension * count <= EXACT_BYTES else "hnsw"
     if index in ("flat", "Flat"):
         return "Flat"
     factory = _factory(index, dimension, count, m)
@@ -60,7 +68,7 @@ def refuse_few_links(index: str, m: int) -> None:
     Raises:
         InputError: names --m.
     """
-    if index == "hnsw" and m < 2:
+    if index in (BY_SIZE, "hnsw") and m < 2:
         raise InputError(f"--m is {m}, but must be at least 2 for an hnsw index.")
 
 

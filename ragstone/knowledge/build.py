@@ -12,7 +12,7 @@ import numpy as np
 from ragstone.arithmetic import Precision
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.index.exact import exact_search, recall
-from ragstone.index.factory import factory_string, refuse_unknown_index
+from ragstone.index.factory import BY_SIZE, factory_string, refuse_unknown_index
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.bm25 import add_bm25
 from ragstone.knowledge.corpus import Corpus, read_corpus
@@ -33,8 +33,8 @@ RECALL_DEPTHS = (5, 20)
 class BuildPlan:
     """What to build and how."""
 
-    index: str = "hnsw"
-    """flat, hnsw, ivfpq or a FAISS factory string."""
+    index: str = BY_SIZE
+    """auto, flat, hnsw, ivfpq or a FAISS factory string."""
     m: int = 128
     """Links of an HNSW node."""
     max_words: int = 100

@@ -13,7 +13,7 @@ import numpy as np
 
 from ragstone.encoders.text_encoder import TextEncoder
 from ragstone.errors import InputError
-from ragstone.index.factory import factory_string
+from ragstone.index.factory import BY_SIZE, factory_string
 from ragstone.knowledge.build import complete_source, origin_of
 from ragstone.knowledge.manifest import Manifest, Origin
 from ragstone.knowledge.numbered_passages import count_numbered, read_numbered
@@ -29,8 +29,8 @@ ROWS_AT_ONCE = 4096
 class ImportPlan:
     """What is made of what was found."""
 
-    index: str = "hnsw"
-    """flat, hnsw, ivfpq or a FAISS factory string."""
+    index: str = BY_SIZE
+    """auto, flat, hnsw, ivfpq or a FAISS factory string."""
     m: int = 128
     """Links of an HNSW node."""
     encoder: TextEncoder | None = None

@@ -76,7 +76,7 @@ def test_the_report_is_printed_and_saved(flags: list[str], tmp_path: Path, capsy
     assert report["documents"] == "6"
     assert report["passages"] == "6 of at most 100 words"
     assert report["vectors"].startswith("16 dimensions")
-    assert report["index"] == "HNSW128,Flat, inner product"
+    assert report["index"] == "Flat, inner product"
     assert report["size"] == f"{statistics['bytes'] / 2**20:,.1f} MiB"
     assert report["time"].startswith(f"{statistics['seconds']:,.1f} s")
     assert report["recall@5, @20"].startswith(f"{statistics['recall@5']:.3f}, {statistics['recall@20']:.3f}")
@@ -224,7 +224,7 @@ def test_what_cannot_be_used_is_refused(
     ("extra", "message"),
     [
         (["--index", "hnsw", "--m", "1"], "--m is 1, but must be at least 2 for an hnsw index"),
-        (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string; take flat, hnsw, ivfpq"),
+        (["--index", "nonsense"], "--index 'nonsense' is not a FAISS factory string; take auto, flat, hnsw, ivfpq"),
         (["--index", "IVF2,Flatt"], "--index 'IVF2,Flatt' is not a FAISS factory string; take"),
         (["--rag_model_name", "nowhere"], "'nowhere' is neither a folder nor a model"),
         (["--rag_model_name", "{generator}"], "is a bart model, which looks nothing up; give a RAG checkpoint"),

@@ -151,7 +151,7 @@ def test_vectors_and_ranking_are_sentence_transformers(
 @pytest.fixture
 def built(plain_bert_folder: Path, documents_file: Path, tmp_path: Path) -> Path:
     """A source of a plain BERT with pooling, normalisation and prompt by hand."""
-    words = f"build-knowledge --csv_path {documents_file} --output_dir {tmp_path / 'knowledge'} --index flat"
+    words = f"build-knowledge --csv_path {documents_file} --output_dir {tmp_path / 'knowledge'}"
     extra = f"--dpr_ctx_encoder_model_name {plain_bert_folder} --pooling mean --normalize --passage_prompt old"
     assert main([*words.split(), *extra.split()]) == 0
     return tmp_path / "knowledge"

@@ -454,7 +454,7 @@ def test_bf16_on_the_cpu(base: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: int, tmp_path: Path) -> None:
-    flags = {**base, "dropout": 0.2, "num_train_epochs": 15, "train_batch_size": 3, "val_check_interval": 5}
+    flags = {**base, "dropout": 0.2, "num_train_epochs": 9, "train_batch_size": 3, "val_check_interval": 5}
     assert run(flags, output_dir=tmp_path / "whole") == 0
     process = [sys.executable, "-m", "ragstone", *words(flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -476,7 +476,7 @@ def test_a_killed_process_goes_on_exactly(base: dict[str, Any], signal_number: i
     )
     assert one == other
     # The line comes before the checkpoint, so the signal may have met it half-written.
-    assert 10 <= killed_at < 60
+    assert 10 <= killed_at < 36
     last, expected = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(last[name], expected[name]) for name in expected)
 

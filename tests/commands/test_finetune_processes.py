@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed import TCPStore
@@ -139,6 +140,40 @@ def test_two_processes_make_the_run_of_one(
     assert err.count("step 50/50") == 1
     settings = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text(encoding="utf-8"))
     assert (settings["num_processes"], settings["distributed_retriever"]) == (2, retriever)
+
+
+def on_gpus(number: int, *, marks: tuple[pytest.MarkDecorator, ...] = (), **flags: Any) -> Any:
+    """Flags of a test that needs so many GPUs."""
+    missing = pytest.mark.skipif(torch.cuda.device_count() < number, reason=f"no {number} GPU(s) here")
+    return pytest.param(flags, marks=[missing, *marks])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        on_gpus(1, gpus=1, train_batch_size=6),
+        on_gpus(2, gpus=2, train_batch_size=3),
+        on_gpus(1, gpus=1, train_batch_size=6, index_device="cuda"),
+        on_gpus(
+            1,
+            marks=(pytest.mark.xdist_group("ray"),),
+            train_batch_size=6,
+            distributed_retriever="ray",
+            ray_address="local",
+            num_retrieval_workers=1,
+            index_device="cuda",
+        ),
+    ],
+)
+def test_gpus_make_the_run_of_the_cpu(
+    tmp_path: Path, base: dict[str, Any], alone: Path, capfd: pytest.CaptureFixture[str], flags: dict[str, Any]
+) -> None:
+    """The model on one GPU, or on two, whose gradients meet by NCCL; the index on one, here or in a Ray worker."""
+    capfd.readouterr()
+    assert main(words({**base, **flags, "output_dir": tmp_path / "run"})) == 0
+    assert_the_same_run(tmp_path / "run", alone)
+    if flags.get("gpus") == 2:
+        assert "gradients by NCCL" in capfd.readouterr().err
 
 
 @pytest.mark.slow

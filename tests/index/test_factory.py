@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ragstone.errors import InputError
-from ragstone.index.factory import NAMES, POINTS_PER_CENTROID, factory_string, refuse_unknown_index
+from ragstone.index.factory import BY_SIZE, NAMES, POINTS_PER_CENTROID, factory_string, refuse_unknown_index
 
 
 def test_names_become_factory_strings() -> None:
@@ -11,6 +11,20 @@ def test_names_become_factory_strings() -> None:
     assert factory_string("hnsw", 768, 10, 128) == "HNSW128,Flat"
     assert factory_string("hnsw", 768, 10, 16) == "HNSW16,Flat"
     assert factory_string("IVF64,SQ8", 768, 100, 128) == "IVF64,SQ8"
+
+
+@pytest.mark.parametrize(
+    ("dimension", "count", "expected"),
+    [
+        # 64 MiB, which is 2^24 numbers, and a vector more.
+        (768, 21_845, "Flat"),
+        (768, 21_846, "HNSW16,Flat"),
+        (1024, 2**14, "Flat"),
+        (1024, 2**14 + 1, "HNSW16,Flat"),
+    ],
+)
+def test_few_vectors_are_searched_exactly_by_default(dimension: int, count: int, expected: str) -> None:
+    assert factory_string(BY_SIZE, dimension, count, 16) == expected
 
 
 @pytest.mark.parametrize(
@@ -37,9 +51,10 @@ def test_too_few_vectors_for_ivfpq() -> None:
         factory_string("ivfpq", 384, 255, 128)
 
 
-def test_a_graph_needs_two_links() -> None:
+@pytest.mark.parametrize("index", ["hnsw", BY_SIZE])
+def test_a_graph_needs_two_links(index: str) -> None:
     with pytest.raises(InputError, match="--m is 1"):
-        factory_string("hnsw", 384, 100, 1)
+        factory_string(index, 384, 100, 1)
 
 
 @pytest.mark.parametrize(

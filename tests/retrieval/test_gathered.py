@@ -14,7 +14,6 @@ import torch
 
 from ragstone.errors import InputError, LostError
 from ragstone.knowledge.source import KnowledgeSource
-from ragstone.model.open import ModelRequest, refuse_unsearchable
 from ragstone.processes.group import ProcessGroup, joined
 from ragstone.processes.launch import launch
 from ragstone.retrieval.backend import InFirstProcess
@@ -84,6 +83,9 @@ def open_nothing(folder: str) -> None:
 def look_for_a_name(task: tuple[str, str]) -> Any:
     """What each process does, before and after the first one has something in the hub's cache; each one's refusal."""
     from huggingface_hub import constants
+
+    # Every process of the other tests would import transformers, too.
+    from ragstone.model.open import ModelRequest, refuse_unsearchable
 
     checkpoint, cache = task
     with joined(torch.device("cpu"), 60) as processes:
