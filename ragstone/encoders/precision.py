@@ -11,6 +11,9 @@ from ragstone.errors import InputError
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+LENGTH_STEP = 16
+"""What lengths are multiples of where few shapes are better."""
+
 
 def best_device() -> torch.device:
     """The first GPU, or the CPU where there is none."""
@@ -41,6 +44,24 @@ def precision_on(device: torch.device, precision: Precision) -> Precision:
 def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
     """The type to compute in; raises as `precision_on`, whose choice it is."""
     return DTYPES[precision_on(device, precision)]
+
+
+def padded_length(length: int, device: torch.device, dtype: torch.dtype, limit: int | None = None) -> int:
+    """The length that a text of so many tokens is padded to among those of a batch.
+
+    On CPUs, matrices of 16-bit numbers are multiplied by kernels that oneDNN compiles for every shape that it meets for
+    the first time, which takes as long as some products. So there must not be too many shapes.
+
+    Args:
+        length: tokens.
+        device: what computes.
+        dtype: of the weights; autocast goes before it.
+        limit: tokens at most, where the model has positions for no more.
+    """
+    if device.type != "cpu" or (dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")):
+        return length
+    padded = -(-length // LENGTH_STEP) * LENGTH_STEP
+    return padded if limit is None else max(length, min(padded, limit))
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ from torch import nn
 from ragstone.arithmetic import Precision
 from ragstone.encoders.attention import use_attention
 from ragstone.encoders.pooling import Pooling, pool
-from ragstone.encoders.precision import compute_dtype
+from ragstone.encoders.precision import compute_dtype, padded_length
 from ragstone.encoders.record import EncoderRecord
 from ragstone.errors import InputError
 from ragstone.progress import ProgressBar, activity
@@ -111,7 +111,13 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Padded token tensors [B, S] on the model's device; `titles` makes the texts passages."""
-        batch = self.tokenizer.pad(self.token_lists(texts, titles), return_tensors="pt")
+        return self._padded(self.token_lists(texts, titles))
+
+    def _padded(self, tokens: TokenLists) -> dict[str, torch.Tensor]:
+        """Tensors [B, S] on the model's device."""
+        longest = max(map(len, tokens["input_ids"]), default=0)
+        length = padded_length(longest, self.device, self.model.dtype, self.settings.max_length)
+        batch = self.tokenizer.pad(tokens, padding="max_length", max_length=length, return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def embed(
@@ -147,13 +153,12 @@ class TextEncoder(nn.Module):
         start = 0
         while start < len(order):
             # The longest comes first.
-            fitting = most // lengths[order[start]] if self.device.type == "cpu" else batch_size
+            longest = padded_length(lengths[order[start]], self.device, self.model.dtype, self.settings.max_length)
+            fitting = most // longest if self.device.type == "cpu" else batch_size
             rows = order[start : start + max(1, min(batch_size, fitting))]
             start += len(rows)
-            batch = self.tokenizer.pad(
-                {name: [values[row] for row in rows] for name, values in tokens.items()}, return_tensors="pt"
-            )
-            vectors[rows] = self(**{name: tensor.to(self.device) for name, tensor in batch.items()}).cpu().numpy()
+            batch = self._padded({name: [values[row] for row in rows] for name, values in tokens.items()})
+            vectors[rows] = self(**batch).cpu().numpy()
             if progress is not None:
                 progress.advance(len(rows))
         return vectors

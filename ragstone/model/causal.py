@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ragstone.encoders.attention import use_attention
+from ragstone.encoders.precision import padded_length
 from ragstone.errors import InputError
 from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.continuation import Continuation, Prompts
@@ -23,7 +24,7 @@ from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import search_answers
 from ragstone.model.prompt import Wrapping
 from ragstone.model.row_by_row import RowByRow
-from ragstone.model.runs import runs_of_like_length, tokens_at_once
+from ragstone.model.runs import padded_right, runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at, vocabulary_layer
 from ragstone.model.shared_lookup import SharedTable
 from ragstone.model.side_by_side import SideBySide
@@ -125,13 +126,15 @@ class CausalGenerator:
         lengths = [len(prompts[row]) + len(targets[row]) - 1 for row in rows]
         longest = rows[lengths.index(max(lengths))]
         self._refuse_no_room(len(prompts[longest]), len(targets[longest]))
-        texts = [torch.tensor(prompts[row] + targets[row][:-1]) for row in rows]
+        texts = [prompts[row] + targets[row][:-1] for row in rows]
         filler, embedding, layer = self._ends[0], self.model.get_input_embeddings(), vocabulary_layer(self.model)
         table = SharedTable(embedding)
+        tokens = torch.tensor([filler, *{token for text in texts for token in text}], device=contexts.device)
+        padded = [padded_length(length, contexts.device, self.model.dtype, self._room) for length in lengths]
         found, order = [], []
-        with table.looked_up_once(torch.cat([torch.tensor([filler]), *texts]).to(contexts.device), embedding):
-            for run in runs_of_like_length(lengths, tokens_at_once(contexts.device)):
-                ids = pad_sequence([texts[i] for i in run], batch_first=True, padding_value=filler).to(contexts.device)
+        with table.looked_up_once(tokens, embedding):
+            for run in runs_of_like_length(padded, tokens_at_once(contexts.device)):
+                ids = padded_right([texts[i] for i in run], padded[run[0]], filler).to(contexts.device)
                 places = torch.arange(ids.shape[1], device=ids.device)
                 ends = torch.tensor([lengths[i] for i in run], device=ids.device)[:, None]
                 counts = torch.tensor([len(targets[rows[i]]) for i in run], device=ids.device)[:, None]

@@ -74,7 +74,8 @@ class RowByRow:
 
     def read_into_cache(self, prompts: Prompts) -> tuple[Any, torch.Tensor]:
         """A cache of all but the last tokens of prompts, and where there is a token [R, S]."""
-        tokens, mask = padded_left([row[:-1] for row in prompts.ids], self._filler, prompts.device)
+        ids = [row[:-1] for row in prompts.ids]
+        tokens, mask = padded_left(ids, self._filler, prompts.device, max(1, *map(len, ids)))
         cache = DynamicCache(config=self._model.config)
         with only_at(torch.zeros_like(mask), vocabulary_layer(self._model)):
             self.call(cache, tokens, mask)

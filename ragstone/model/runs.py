@@ -18,11 +18,19 @@ def tokens_at_once(device: torch.device) -> int:
 
 
 def runs_of_like_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """The rows in order of length, in runs of at most so many tokens, or one row, padded to the longest of each."""
+    """The rows from the longest to the shortest, in runs of at most so many tokens, padding included, or one row.
+
+    All runs but the last have as many rows as their first row's length allows, so that equal lengths make equal shapes.
+    """
     runs: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if runs and (len(runs[-1]) + 1) * lengths[row] <= tokens:
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if runs and (len(runs[-1]) + 1) * lengths[runs[-1][0]] <= tokens:
             runs[-1].append(row)
         else:
             runs.append([row])
     return runs
+
+
+def padded_right(rows: Sequence[Sequence[int]], length: int, filler: int) -> torch.Tensor:
+    """Token ids [R, `length`], with `filler` behind them."""
+    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.encoders.attention import use_attention
+from ragstone.encoders.precision import padded_length
 from ragstone.errors import InputError
 from ragstone.model.context_tokenizer import ContextTokenizer
 from ragstone.model.decoding import Decoding
 from ragstone.model.marginal import IGNORED
 from ragstone.model.marginal_search import search_answers
-from ragstone.model.runs import runs_of_like_length, tokens_at_once
+from ragstone.model.runs import padded_right, runs_of_like_length, tokens_at_once
 from ragstone.model.selected_positions import only_at, vocabulary_layer, without_zero_bias
 from ragstone.model.shared_attention import share_contexts
 from ragstone.model.shared_lookup import SharedTable
@@ -97,29 +97,30 @@ class Seq2SeqGenerator:
     def encode(self, contexts: Sequence[tuple[str, str]], max_length: int) -> Seq2SeqContexts:
         """See Generator.encode. Contexts of like length are encoded together, padded to the longest of them."""
         ids = self.context_tokenizer.ids(contexts, max_length)
-        longest = max(map(len, ids))
-        runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(self.model.device))
+        device, limit = self.model.device, self.longest_context()
+        lengths = [padded_length(len(row), device, self.model.dtype, limit) for row in ids]
+        runs = runs_of_like_length(lengths, tokens_at_once(device))
         encoder = self.model.get_encoder()
         embedding = encoder.get_input_embeddings()
         table = SharedTable(embedding)
         tokens = torch.tensor([self.tokenizer.pad_token_id, *{token for row in ids for token in row}])
         states, masks = [], []
-        with table.looked_up_once(tokens.to(self.model.device), embedding):
+        with table.looked_up_once(tokens.to(device), embedding):
             for rows in runs:
-                batch = [torch.tensor(ids[row]) for row in rows]
-                lengths = torch.tensor(list(map(len, batch)))
-                input_ids = pad_sequence(batch, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-                mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(self.model.device)
+                length = lengths[rows[0]]
+                input_ids = padded_right([ids[row] for row in rows], length, self.tokenizer.pad_token_id)
+                counts = torch.tensor([len(ids[row]) for row in rows])
+                mask = (torch.arange(length) < counts[:, None]).long().to(device)
                 output = encoder(
-                    input_ids=input_ids.to(self.model.device),
+                    input_ids=input_ids.to(device),
                     attention_mask=mask,
                     return_dict=True,
                     **_global_attention(encoder, mask),
                 )
-                missing = longest - mask.shape[1]
+                missing = max(lengths) - length
                 states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))
                 masks.append(pad(mask, (0, missing)))
-        place = torch.tensor([row for rows in runs for row in rows], device=self.model.device).argsort()
+        place = torch.tensor([row for rows in runs for row in rows], device=device).argsort()
         return Seq2SeqContexts(torch.cat(states).index_select(0, place), torch.cat(masks)[place], table, type(output))
 
     def target_logits(
@@ -131,6 +132,9 @@ class Seq2SeqGenerator:
             contexts = contexts.select(torch.arange(len(contexts), device=labels.device).repeat_interleave(answers))
         labels = labels.flatten(0, 1)
         positions = labels != IGNORED if places is None else places.flatten(0, 1)
+        length = padded_length(labels.shape[1], self.model.device, self.model.dtype, self.longest_target)
+        missing = (0, length - labels.shape[1])
+        labels, positions = pad(labels, missing, value=IGNORED), pad(positions, missing)
         decoder, layer, written = self.model.get_decoder(), vocabulary_layer(self.model), self._shift_right(labels)
         # Contexts may be read again, where this reading's way back has gone.
         table = copy.copy(contexts.table)

@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
+from ragstone.encoders.precision import padded_length
 from ragstone.model.continuation import Memory, Prompts
 from ragstone.model.marginal import IGNORED
 from ragstone.model.runs import runs_of_like_length, tokens_at_once
@@ -47,12 +48,13 @@ class SideBySide:
         """See Continuation.read. Those of like length are read together, padded on the left."""
         ids = [row[:-1] for row in ids]
         device = self._model.device
-        runs = runs_of_like_length(list(map(len, ids)), tokens_at_once(device))
-        longest = max(1, *map(len, ids))
+        # A prompt's last token is read later on; there may be no other.
+        lengths = [padded_length(max(1, len(row)), device, self._model.dtype) for row in ids]
+        runs = runs_of_like_length(lengths, tokens_at_once(device))
         layers: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
         masks = []
         for run in runs:
-            tokens, mask = padded_left([ids[row] for row in run], self._filler, device)
+            tokens, mask = padded_left([ids[row] for row in run], self._filler, device, lengths[run[0]])
             cache: Any = DynamicCache()
             with only_at(torch.zeros_like(mask), vocabulary_layer(self._model)):
                 self._model(
@@ -62,7 +64,7 @@ class SideBySide:
                     use_cache=True,
                     **self._positions((mask.cumsum(dim=1) - 1).clamp(min=0)),
                 )
-            missing = longest - mask.shape[1]
+            missing = max(lengths) - mask.shape[1]
             layers.append([(pad(x.keys, (0, 0, missing, 0)), pad(x.values, (0, 0, missing, 0))) for x in cache.layers])
             masks.append(pad(mask, (missing, 0)))
         place = torch.tensor([row for run in runs for row in run], device=device).argsort()
@@ -190,9 +192,10 @@ class _Writing:
             self._prompts = self._prompts.select(contexts)
 
 
-def padded_left(ids: list[list[int]], filler: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [R, S] with `filler` on their left, and where there is a token [R, S]; S is at least 1."""
-    length = max(1, *map(len, ids))
+def padded_left(
+    ids: list[list[int]], filler: int, device: torch.device, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [R, `length`] with `filler` on their left, and where there is a token [R, `length`]."""
     tokens = torch.tensor([[filler] * (length - len(row)) + row for row in ids], device=device)
     counts = torch.tensor([len(row) for row in ids], device=device)[:, None]
     return tokens, torch.arange(length, device=device) >= length - counts

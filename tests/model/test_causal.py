@@ -209,6 +209,19 @@ def test_prompts_are_read_in_runs(generator: CausalGenerator, monkeypatch: pytes
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_padding_to_few_lengths_changes_nothing(generator: CausalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for step in (1, 16):
+        for module in ("causal", "side_by_side"):
+            monkeypatch.setattr(f"ragstone.model.{module}.padded_length", lambda n, *_, step=step: -(-n // step) * step)
+        with_gradients = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
+        with torch.no_grad():
+            without = generator.target_logits(generator.encode(CONTEXTS, 64), targets())
+        found.append((with_gradients, without))
+    tolerance = 1e-7 if with_gradients.dtype == torch.double else 1e-4
+    torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=tolerance)
+
+
 def test_gradients(generator: CausalGenerator) -> None:
     labels = targets()
     model = generator.model

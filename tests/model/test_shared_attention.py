@@ -83,8 +83,32 @@ def test_contexts_of_like_length_are_encoded_together(
 
 
 def test_runs() -> None:
-    assert runs_of_like_length([3, 1, 20, 2, 9, 2], 8) == [[1, 3, 5], [0], [4], [2]]
+    assert runs_of_like_length([3, 1, 20, 2, 9, 2], 8) == [[2], [4], [0, 3], [5, 1]]
     assert runs_of_like_length([4, 4, 4], 12) == [[0, 1, 2]]
+    assert runs_of_like_length([], 12) == []
+
+
+def test_padding_to_few_lengths_changes_nothing(
+    opened: Callable[[str], Seq2SeqGenerator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = opened("sdpa")
+    labels = torch.randint(4, 12, (3, 2, 5))
+    labels[0, 0, 3:] = labels[2, 1] = -100
+    found, lengths = [], []
+    generator.model.get_encoder().register_forward_pre_hook(
+        lambda _, arguments, options: lengths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    for step in (1, 7):
+        monkeypatch.setattr("ragstone.model.seq2seq.padded_length", lambda n, *_, step=step: -(-n // step) * step)
+        contexts = generator.encode(CONTEXTS, 300)
+        logits = generator.target_logits(contexts, labels)
+        logits.square().sum().backward()
+        answers = generator.search(contexts, torch.zeros(3, 1), Decoding(num_beams=2, num_return_sequences=2))
+        found.append((logits, [parameter.grad for parameter in generator.model.parameters()], answers))
+        generator.model.zero_grad()
+    assert lengths[0] < lengths[1] and lengths[1] % 7 == 0
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-8, atol=1e-8)
+    assert found[0][2] == found[1][2]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
