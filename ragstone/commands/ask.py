@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ragstone.arithmetic import Quantization, WeightType
+from ragstone.data.lines import BYTE_ORDER_MARK
 from ragstone.errors import InputError
 from ragstone.importing import importing
 from ragstone.knowledge.index_name import refuse_published_index
@@ -55,9 +56,9 @@ class AskSettings:
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""
     min_length: int = 1
-    """Least number of tokens in an answer."""
+    """Least number of tokens in an answer, the start token included."""
     max_length: int = 50
-    """Greatest number of tokens in an answer."""
+    """Greatest number of tokens in an answer, the start token included."""
     json: bool = False
     """Print one JSON object per question, passages in full."""
 
@@ -127,12 +128,13 @@ def _questions(settings: AskSettings) -> Iterator[str]:
     asked = False
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
-            question = line.decode("utf-8").strip()
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(
                 f"Standard input, line {number}: byte {error.start} of the line is not UTF-8 "
                 f"(0x{line[error.start]:02x}); give the questions as UTF-8."
             ) from error
+        question = (text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text).strip()
         if question:
             asked = True
             yield question

@@ -20,11 +20,14 @@ from ragstone.settings import save_settings
 if TYPE_CHECKING:
     from ragstone.encoders.text_encoder import TextEncoder
     from ragstone.knowledge.build import BuildPlan
+    from ragstone.knowledge.corpus import Corpus
     from ragstone.knowledge.manifest import Manifest
     from ragstone.model.answers import Answer
 
 WORDS_ALONE = "bm25"
 """--index for a source without vectors."""
+GO_ON = "the same command goes on with the parts that are finished"
+"""What a user does about a build that has lost its cluster."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,14 @@ def _build_on_cluster(settings: BuildKnowledgeSettings, files: list[Path], folde
         from ragstone.knowledge.build import build_knowledge_source
         from ragstone.knowledge.ray_embedding import RayEmbedding
 
-    with RayCluster(settings.ray_address or AUTO):
-        embed = RayEmbedding(_parts_folder(settings), settings.num_proc)
+    with RayCluster(settings.ray_address or AUTO, go_on=GO_ON) as cluster:
+        on_workers = RayEmbedding(_parts_folder(settings), settings.num_proc)
+
+        def embed(corpus: Corpus, encoder: TextEncoder, plan: BuildPlan, store: Path) -> None:
+            """Embed on the cluster, and leave it: who loses it while the index is built has lost nothing."""
+            on_workers(corpus, encoder, plan, store)
+            cluster.close()
+
         return build_knowledge_source(files, _encoder(settings), folder, _plan(settings), embed)
 
 
@@ -186,7 +195,8 @@ def _parts_kept(settings: BuildKnowledgeSettings) -> Iterator[None]:
 
 def _parts_folder(settings: BuildKnowledgeSettings) -> Path:
     """Beside the output, so that a build that was stopped leaves nothing half-written there, but what it has done."""
-    output = settings.output_dir.resolve()
+    # Other hosts find it by this path, and may have other symbolic links.
+    output = settings.output_dir.absolute()
     return output.with_name(f"{output.name}.parts")
 
 

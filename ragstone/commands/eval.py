@@ -79,9 +79,9 @@ class EvalSettings:
     num_beams: int = 4
     """Beams of the search; 1 is greedy search."""
     min_length: int = 1
-    """Least number of tokens in an answer."""
+    """Least number of tokens in an answer, the start token included."""
     max_length: int = 50
-    """Greatest number of tokens in an answer."""
+    """Greatest number of tokens in an answer, the start token included."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto is bf16 where the hardware has it."""
     print_predictions: bool = False
@@ -189,7 +189,7 @@ def eval(settings: EvalSettings) -> Evaluated:
         from ragstone.model.open import refuse_unsearchable
 
     decoding = Decoding(settings.num_beams, settings.min_length, settings.max_length)
-    search = Search(decoding, settings.n_docs, settings.precision, settings.eval_batch_size)
+    search = Search(decoding, settings.n_docs, settings.precision, settings.eval_batch_size, settings.torch_dtype)
     task = read_task(
         settings.eval_mode,
         settings.evaluation_set,

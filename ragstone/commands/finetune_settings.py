@@ -17,8 +17,6 @@ from ragstone.retrieval.method import FusionName, MethodRequest, RetrieverName
 POSITIVE = (
     "max_source_length",
     "max_target_length",
-    "val_max_target_length",
-    "test_max_target_length",
     "num_beams",
     "num_train_epochs",
     "train_batch_size",
@@ -27,6 +25,7 @@ POSITIVE = (
     "num_retrieval_workers",
     "index_shards",
 )
+LONGEST_ANSWERS = ("val_max_target_length", "test_max_target_length")
 NOT_NEGATIVE = ("num_workers", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed")
 GENERATOR_SETTINGS = ("dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop")
 FRACTIONS = ("label_smoothing", "lora_dropout", *GENERATOR_SETTINGS)
@@ -36,7 +35,7 @@ RAG_ONLY = (
     *("prompt_template", "chat", "lora_r"),
 )
 POLYNOMIAL_END = 1e-7
-"""The step size at which transformers' polynomial schedule ends."""
+"""The learning rate at which transformers' polynomial schedule ends."""
 MAX_SEED = 2**32
 MAX_TIMEOUT = 10**6
 
@@ -48,7 +47,7 @@ class FinetuneSettings:
     output_dir: Path
     """Folder for checkpoints, metrics.json, predictions and TensorBoard events; new or empty, unless --resume."""
     model_name_or_path: str
-    """RAG checkpoint; for the closed-book baselines a BART or T5 generator. Folder or hub name."""
+    """RAG checkpoint, or any generator, which is then trained alone as a closed-book baseline; folder or hub name."""
     model_type: ModelType | None = None
     """What to train; as the checkpoint says by default."""
     do_train: bool = False
@@ -105,9 +104,9 @@ class FinetuneSettings:
     max_target_length: int = 25
     """Tokens of an answer in training."""
     val_max_target_length: int = 25
-    """Tokens of an answer that validation generates at most."""
+    """Tokens of an answer that validation generates at most, the start token included."""
     test_max_target_length: int = 25
-    """Tokens of an answer that --do_predict generates at most."""
+    """Tokens of an answer that --do_predict generates at most, the start token included."""
     max_combined_length: int | None = None
     """Tokens of passage and question together; the checkpoint's number by default."""
     src_lang: str | None = None
@@ -130,13 +129,13 @@ class FinetuneSettings:
     gradient_accumulation_steps: int = 1
     """Batches per optimiser step."""
     learning_rate: float = 5e-5
-    """Step size after warm-up."""
+    """Learning rate after warm-up."""
     question_encoder_learning_rate: float | None = None
-    """Step size of the question encoder, if different from --learning_rate: lower for a generator from scratch."""
+    """Learning rate of the question encoder, if not --learning_rate: lower for a generator from scratch."""
     lr_scheduler: Literal["linear", "cosine", "cosine_w_restarts", "polynomial"] = "linear"
-    """How the step size falls."""
+    """How the learning rate falls."""
     warmup_steps: int = 0
-    """Steps in which the step size rises."""
+    """Steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """AdamW's weight decay, on matrices only."""
     adam_epsilon: float = 1e-8
@@ -207,6 +206,11 @@ class FinetuneSettings:
         for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in LONGEST_ANSWERS:
+            if getattr(self, name) < 2:
+                raise InputError(
+                    f"--{name} is {getattr(self, name)}, but must be at least 2: it counts the start token."
+                )
         for name in ("n_docs", "max_combined_length", "lora_r", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and value < 1:

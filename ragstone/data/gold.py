@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ragstone.data.lines import read_filled_lines
+from ragstone.data.lines import read_filled_lines, spaced
 from ragstone.errors import InputError
 
 GoldMode = Literal["qa", "ans"]
@@ -49,11 +49,13 @@ def read_gold_answers(path: Path, mode: GoldMode, questions: Sequence[str]) -> l
 def read_gold_titles(path: Path, questions: Sequence[str]) -> list[tuple[str, ...]]:
     """The titles that a good retriever finds for each of `questions`, in their order; tab-separated in the file.
 
+    Blanks within them are made single, as in the titles that a model finds.
+
     Raises:
         InputError: another number of lines than questions, or an empty line.
     """
     lines = _read_fitting_lines(path, "titles separated by tabs", questions)
-    return [tuple(title for title in line.strip().split("\t") if title) for line in lines]
+    return [tuple(spaced(title) for title in line.split("\t") if title.strip()) for line in lines]
 
 
 def _read_fitting_lines(path: Path, what: str, questions: Sequence[str]) -> list[str]:
@@ -73,7 +75,7 @@ def _parse_qa_line(line: str, question: str, place: str) -> tuple[str, ...]:
             f"{place}: {len(columns)} column(s) instead of 2; a line is a question, a tab and a list of answers such "
             "as ['Paris', 'the city of Paris'] (with --gold_data_mode ans, a line is one answer)."
         )
-    if _spaced(question) not in (_spaced(columns[0]), _spaced(_unquoted(columns[0]))):
+    if spaced(question) not in (spaced(columns[0]), spaced(_unquoted(columns[0]))):
         raise InputError(
             f"{place}: the question {columns[0]!r} differs from the evaluation set's {question!r}; both files must "
             "hold the same questions in the same order."
@@ -95,10 +97,6 @@ def _parse_answers(text: str, place: str) -> tuple[str, ...]:
     if not answers:
         raise InputError(f"{place}: the list of answers is empty; give at least one, or take the question out.")
     return tuple(answers)
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _unquoted(field: str) -> str:

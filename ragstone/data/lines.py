@@ -46,6 +46,11 @@ def _raw_lines(file: Iterator[bytes], path: Path) -> Iterator[bytes]:
         raise InputError(f"{path} cannot be read: {reason}; copy or download it again.") from error
 
 
+def spaced(text: str) -> str:
+    """A text on one line, with one blank between words; of Unicode's blanks, each counts as one."""
+    return " ".join(text.split())
+
+
 def read_filled_lines(path: Path, what: str) -> list[str]:
     """All lines of a file in which every line must say something.
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ragstone.arithmetic import Precision
+from ragstone.arithmetic import Precision, WeightType
 from ragstone.data.gold import GoldMode, read_gold_answers, read_gold_titles, read_questions
+from ragstone.data.lines import spaced
 from ragstone.encoders.precision import autocast, best_device, precision_on
 from ragstone.errors import InputError
 from ragstone.evaluation.metrics import PerQuestion
@@ -54,6 +55,8 @@ class Search:
     """Passages per question; None leaves it to the model."""
     precision: Precision
     batch_size: int
+    torch_dtype: WeightType = "float32"
+    """Type of the generator's weights."""
 
 
 def read_task(
@@ -91,6 +94,8 @@ def origin_of(model: Model, name: str, task: Task, search: Search) -> Origin:
     if task.eval_mode == "e2e":
         decoding = search.decoding
         settings |= {name: getattr(decoding, name) for name in ("num_beams", "min_length", "max_length")}
+        # Weights that both types hold exactly have one fingerprint.
+        settings["torch_dtype"] = search.torch_dtype
     return Origin(
         eval_mode=task.eval_mode,
         questions=task.fingerprint,
@@ -135,7 +140,7 @@ def measure(file: PredictionFile, task: Task) -> Measures:
     lines = file.lines(len(task.questions))
     measures: dict[str, PerQuestion] = {}
     if task.titles is not None:
-        measures |= measure_titles([line.split("\t") for line in lines], task.titles, task.k)
+        measures |= measure_titles([list(map(spaced, line.split("\t"))) for line in lines], task.titles, task.k)
     elif task.answers is not None:
         measures |= measure_answers(lines, task.answers)
     n_docs = None if origin is None else origin.settings.get("n_docs")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ragstone.data.lines import read_lines
+from ragstone.data.lines import read_lines, spaced
 from ragstone.errors import InputError
 from ragstone.knowledge.manifest import checksum
 from ragstone.model.answers import Answer, ScoredPassage
@@ -178,7 +178,7 @@ _ENDINGS = {"predictions": "", "passages": "jsonl", "record": "json"}
 
 def answer_prediction(question: str, answer: Answer) -> Prediction:
     """An answer as a prediction; on one line, whatever white space the generator wrote."""
-    return Prediction(question, " ".join(answer.text.split()), answer.passages)
+    return Prediction(question, spaced(answer.text), answer.passages)
 
 
 def titles_prediction(question: str, passages: tuple[ScoredPassage, ...]) -> Prediction:
@@ -193,7 +193,7 @@ def questions_fingerprint(questions: Iterable[str]) -> str:
 
 def _plain_title(title: str) -> str:
     """A title without the quotes that wiki_dpr puts around some, as the reference's strip_title, and on one line."""
-    return " ".join(title.removeprefix('"').removesuffix('"').split())
+    return spaced(title.removeprefix('"').removesuffix('"'))
 
 
 def _as_json(prediction: Prediction) -> str:

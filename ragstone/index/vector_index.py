@@ -141,8 +141,10 @@ def build_index(vectors: VectorStream, count: int, dimension: int, factory: str,
         faiss.write_index(index, str(path))
 
 
-def extend_index(old: Path, vectors: VectorStream, count: int, path: Path) -> bool:
+def extend_index(old: Path, vectors: VectorStream, count: int, path: Path, was_read: Callable[[], None]) -> bool:
     """Write the index `old` with `count` more `vectors` to `path`, without building what it has already.
+
+    `was_read` is called when `old` was read: it may raise where another file stands in its place by then.
 
     Returns:
         Whether that was possible: an HNSW graph grows as it was built. An index that was trained fits the vectors of
@@ -154,6 +156,7 @@ def extend_index(old: Path, vectors: VectorStream, count: int, path: Path) -> bo
         return False
     with activity("Reading the index"):
         index = faiss.read_index(str(old))
+    was_read()
     _widen_search(index)
     _add(index, vectors, count)
     with activity("Writing the index"):

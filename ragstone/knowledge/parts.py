@@ -15,7 +15,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,7 @@ class Parts:
                 # A second name costs no room, and the part is still there if the build is stopped later on.
                 (folder / name).hardlink_to(part.finished_path)
             except OSError:
-                part.finished_path.replace(folder / name)
+                shutil.move(part.finished_path, folder / name)
         describe_shards(folder, names, self._corpus.passages, dimension)
 
 
@@ -197,6 +197,7 @@ def keep_finished_parts(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process is within such a with-block, as far as the file system can tell.
     """
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         try:
@@ -208,6 +209,10 @@ def keep_finished_parts(folder: Path) -> Iterator[None]:
                 print(f"{kept}; the same command goes on with them.", file=sys.stderr)
             if not finished and _is_ours(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+                # A parent stays if something else has come into it meanwhile.
+                with suppress(OSError):
+                    for parent in made:
+                        parent.rmdir()
             raise
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -95,7 +95,7 @@ class RayEmbedding:
             # A worker would refuse it too, but not before it has started.
             compute_dtype(torch.device("cpu"), plan.precision)
         size = self.passages_per_part or _passages_per_part(corpus.passages, layout.workers)
-        parts = open_parts(self.parts_folder.resolve(), corpus, encoder, plan.precision, size)
+        parts = open_parts(self.parts_folder.absolute(), corpus, encoder, plan.precision, size)
         self._embed(parts, encoder, plan, layout, corpus.passages)
         unfinished = parts.unfinished()
         if unfinished:

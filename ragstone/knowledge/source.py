@@ -219,9 +219,17 @@ class KnowledgeSource:
                 f"The BM25 index {index.path} holds {len(index)} passages, but {self.store.folder} has {len(self)}; "
                 "build the knowledge source again."
             )
+        self.refuse_updated()
+        return index
+
+    def refuse_updated(self) -> None:
+        """Check that what was just read by a path of the source is of the version that is open.
+
+        Raises:
+            InputError: another version stands in its place by now.
+        """
         if self._fingerprint_of_files() != self._fingerprint:
             raise InputError(f"{self.folder} was updated since it was opened; open it again.")
-        return index
 
     def info(self) -> SourceInfo:
         """What a model needs to know of it."""

@@ -79,7 +79,8 @@ def update_knowledge_source(old: Path, new: Path, plan: UpdatePlan, open_encoder
 
     Raises:
         InputError: `old` is no source, unusable documents, a title that is not there, another encoder than that of the
-            source, an index for vectors that there are none of, or no passage would be left.
+            source, an index for vectors that there are none of, no passage would be left, or `old` was updated
+            meanwhile.
     """
     began = time.perf_counter()
     source = KnowledgeSource(old)
@@ -116,7 +117,10 @@ def update_knowledge_source(old: Path, new: Path, plan: UpdatePlan, open_encoder
             """Continue the old index, where all that it holds stays."""
             if kept < len(source) or factory != manifest.index:
                 return False
-            return extend_index(source.index_path, lambda: store.vector_chunks(kept), added, path)
+            # It is read by its path, where another update may have put another version meanwhile.
+            return extend_index(
+                source.index_path, lambda: store.vector_chunks(kept), added, path, source.refuse_updated
+            )
 
         updated = complete_source(new, factory, origin, began, bm25=source.has_bm25, make_index=grow)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ragstone.errors import InputError
 from ragstone.model.causal import CausalGenerator
@@ -54,6 +54,22 @@ def as_generator(model: Any, tokenizer: Any, prompt: PromptSettings | None) -> G
     if model.config.is_encoder_decoder:
         return Seq2SeqGenerator(model, tokenizer)
     return CausalGenerator(model, tokenizer, make_wrapping(tokenizer, prompt or PromptSettings()))
+
+
+class AddedTokens(NamedTuple):
+    """How many tokens are put before and behind a text."""
+
+    context: int
+    target: int
+
+
+def added_tokens(generator: Generator[Any]) -> AddedTokens:
+    """Those of what a generator reads, and of the targets that it learns from."""
+    opening, closing = generator.context_tokenizer.added_tokens()
+    if generator.model.config.is_encoder_decoder:
+        return AddedTokens(opening + closing, len(generator.tokenizer(text_target="")["input_ids"]))
+    # A prompt is left open for the answer, which has an end token.
+    return AddedTokens(opening, 1)
 
 
 def choose_prompt(

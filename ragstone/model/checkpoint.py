@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,11 @@ def record_own(config: Any, **settings: Any) -> None:
     config.ragstone = {**own_settings(config), **settings}
 
 
+def keep_own(config: Any, names: Collection[str]) -> None:
+    """Keep only these of what own_settings gives."""
+    config.ragstone = {name: value for name, value in own_settings(config).items() if name in names}
+
+
 def load_checkpoint(
     name_or_path: str,
     *,
@@ -181,6 +186,11 @@ def record_prompt(config: Any, prompt: PromptSettings | None) -> None:
         record_own(config, prompt=dataclasses.asdict(prompt))
 
 
+def record_base(config: Any, generator: Any, request: GeneratorRequest) -> None:
+    """Record what a generator is that adapters are made for; nothing where its weights are not those on the disk."""
+    record_own(config, adapter_base_fingerprint=fingerprint(generator) if request.keeps_weights else None)
+
+
 def _load_adapted(
     name_or_path: str,
     config: Any,
@@ -192,14 +202,11 @@ def _load_adapted(
     if not Path(name_or_path).is_dir():
         raise InputError(f"{name_or_path} holds adapters only; download it and give its folder.")
     own, folder = own_settings(config), Path(name_or_path)
-    # What it was trained with goes before what its base says, and a request before both.
     tokenizer = pretrained_tokenizer(name_or_path, "generator tokenizer", subfolder="generator_tokenizer")
-    languages = Languages(
-        request.languages.source or getattr(tokenizer, "src_lang", None),
-        request.languages.target or getattr(tokenizer, "tgt_lang", None),
-    )
+    # What it was trained with goes before what its base says, and is in the fingerprint. A request goes before both.
+    trained = Languages(getattr(tokenizer, "src_lang", None), getattr(tokenizer, "tgt_lang", None))
     try:
-        whole = load_checkpoint(base, cache_dir=cache_dir, request=dataclasses.replace(request, languages=languages))
+        whole = load_checkpoint(base, cache_dir=cache_dir, request=dataclasses.replace(request, languages=trained))
     except InputError as error:
         raise InputError(f"{name_or_path} holds adapters for the generator of {base}: {error}") from error
     generator = whole.generator.model
@@ -209,6 +216,9 @@ def _load_adapted(
             f"{name_or_path} holds adapters for the generator of {base}, which has changed since they were made; put "
             "it back, or train them again."
         )
+    set_languages(generator, tokenizer, request.languages, name_or_path)
+    if request.languages.target not in (None, trained.target):
+        record_base(config, generator, request)
     prompt = choose_prompt(generator.config, tokenizer, own.get("prompt"), request.prompt_template, request.chat)
     record_prompt(config, prompt)
     adapted = as_generator(generator, tokenizer, prompt)

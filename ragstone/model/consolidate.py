@@ -24,6 +24,7 @@ from ragstone.errors import InputError
 from ragstone.model.architecture import as_generator, auto_class, choose_prompt
 from ragstone.model.checkpoint import (
     Checkpoint,
+    keep_own,
     load_checkpoint,
     own_settings,
     record_own,
@@ -39,6 +40,10 @@ from ragstone.types import NO_PASSAGE
 
 QUESTION = "What is this?"
 """What a new checkpoint is asked."""
+OF_NO_PART = {"retrieval"}
+"""What Ragstone records in a RAG config besides what is true of the model's parts."""
+OF_ADAPTERS = {"adapter_base", "adapter_base_fingerprint"}
+"""What it records of the generator that adapters were made for."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ConsolidateParts:
     question_encoder_tokenizer: str | None = None
     generator_tokenizer: str | None = None
     config: str | None = None
-    """A RAG config to start from; transformers' defaults where None."""
+    """A RAG config to start from, without what it says of another model's parts; transformers' defaults where None."""
     passage_encoder: str | None = None
     """The passage encoder that belongs to the question encoder, where that is not known."""
     pooling: Pooling | None = None
@@ -102,6 +107,7 @@ def join_parts(parts: ConsolidateParts) -> Checkpoint:
         )
     set_languages(generator, tokenizer, parts.languages, parts.generator)
     config = RagConfig() if parts.config is None else pretrained(RagConfig, parts.config, "RAG config")
+    keep_own(config, OF_NO_PART)
     config.question_encoder, config.generator = encoder.model.config, generator.config
     config.retrieval_vector_size = encoder.dimension
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
@@ -148,8 +154,7 @@ def merge_checkpoint(name_or_path: str, folder: Path) -> tuple[RagType, str]:
         raise InputError(f"{name_or_path} has no adapters to merge; give a checkpoint of ragstone finetune --lora_r.")
     checkpoint.generator.model = merge_adapters(checkpoint.generator.model)
     checkpoint.adapter_base = None
-    own = own_settings(checkpoint.config)
-    checkpoint.config.ragstone = {name: value for name, value in own.items() if name != "adapter_base"}
+    keep_own(checkpoint.config, own_settings(checkpoint.config).keys() - OF_ADAPTERS)
     return checkpoint.model_type, _write(checkpoint, folder, checkpoint.model_type)
 
 

@@ -40,6 +40,11 @@ class ContextTokenizer:
         self._room = kept_tokens
         self._known: dict[bytes, array[int]] = {}
 
+    def added_tokens(self) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before and behind a text."""
+        (tokens,) = self._whole(["a"], special_tokens=True)
+        return tokens.opening, tokens.closing
+
     def ids(
         self, contexts: Sequence[tuple[str, str]], max_length: int, *, opens: bool = True, closes: bool = True
     ) -> list[list[int]]:

@@ -36,11 +36,13 @@ class Decoding:
     """RAG-Sequence only: score every candidate with every passage; else only with the passages it was found with."""
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_length", "num_return_sequences"):
+        for name in ("num_beams", "num_return_sequences"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}, but must be at least 1.")
+        if self.longest < 2:
+            raise InputError(f"max_length is {self.max_length}, but must be at least 2: it counts the start token.")
         if self.min_length > self.longest:
             limit = "max_length" if self.max_new_tokens is None else "the start token and max_new_tokens, together"
             raise InputError(f"min_length {self.min_length} is above {limit} {self.longest}; lower it.")

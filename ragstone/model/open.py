@@ -14,12 +14,13 @@ from ragstone.arithmetic import Quantization
 from ragstone.encoders.load import pretrained, pretrained_tokenizer, refuse_new_weights
 from ragstone.encoders.precision import best_device
 from ragstone.errors import InputError
-from ragstone.model.architecture import as_generator, auto_class, choose_prompt
+from ragstone.model.architecture import added_tokens, as_generator, auto_class, choose_prompt
 from ragstone.model.checkpoint import (
     Checkpoint,
     change_config,
     load_checkpoint,
     own_settings,
+    record_base,
     record_own,
     record_prompt,
     save_checkpoint,
@@ -27,7 +28,6 @@ from ragstone.model.checkpoint import (
 from ragstone.model.closed_book import ClosedBook, recorded_context
 from ragstone.model.contexts import ContextFormat
 from ragstone.model.finder import open_finder
-from ragstone.model.fingerprint import fingerprint
 from ragstone.model.generator import Generator
 from ragstone.model.generator_request import GeneratorRequest
 from ragstone.model.languages import Languages, set_languages
@@ -39,6 +39,8 @@ from ragstone.model.source_choice import ChosenSource, SourceRequest, choose_sou
 from ragstone.retrieval.backend import InEveryProcess, RetrievalBackend
 from ragstone.retrieval.method import Method, MethodRequest
 
+TARGET_LENGTH = 25
+"""Tokens of an answer that is learnt from, where a request does not say."""
 WRITTEN = "The length of answers that may be written (max_length, or val_max_target_length and test_max_target_length)"
 
 
@@ -58,8 +60,8 @@ class ModelRequest:
     max_combined_length: int | None = None
     max_source_length: int | None = None
     """Tokens of a question (RAG) or of the whole input (closed-book)."""
-    max_target_length: int = 25
-    """Tokens of an answer that is learnt from."""
+    max_target_length: int | None = None
+    """Tokens of an answer that is learnt from; where None, TARGET_LENGTH, or as many as there are positions for."""
     longest_answer: int = 0
     """Tokens of the longest answer that will be written; see Decoding.longest_answer."""
     label_smoothing: float = 0.0
@@ -168,6 +170,7 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         origin = checkpoint.question_encoder_origin
         source.refuse_other_encoder(encoder.dimension, checkpoint.passage_encoder, request.name_or_path, origin)
     if request.max_source_length is not None:
+        _refuse_no_text("max_source_length", request.max_source_length, encoder.tokenizer.num_special_tokens_to_add())
         length = min(request.max_source_length, encoder.settings.max_length)
         encoder.settings = dataclasses.replace(encoder.settings, max_length=length)
     _prepare_generator(checkpoint, request)
@@ -179,7 +182,7 @@ def _open_rag(request: ModelRequest, config: Any) -> RagModel:
         n_docs=request.n_docs or checkpoint.config.n_docs,
         context=_context(checkpoint.context, request, checkpoint.generator),
         label_smoothing=request.label_smoothing,
-        max_target_length=request.max_target_length,
+        max_target_length=_target_length(request, checkpoint.generator),
         freeze_question_encoder=request.freeze_question_encoder,
     )
 
@@ -249,7 +252,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
     prompt = choose_prompt(config, tokenizer, own_settings(config).get("prompt"), request.prompt_template, request.chat)
     record_prompt(model.config, prompt)
     generator = as_generator(model, tokenizer, prompt)
-    _refuse_longer_context(generator, "max_source_length", request.max_source_length, request)
+    _refuse_context_length(generator, "max_source_length", request.max_source_length, request)
     recorded = recorded_context(model.config)
     if request.max_source_length is not None:
         recorded = dataclasses.replace(recorded, max_length=request.max_source_length)
@@ -258,7 +261,7 @@ def _open_closed_book(request: ModelRequest, model_type: str) -> ClosedBook:
         model_type,
         context=_context(recorded, request, generator),
         label_smoothing=request.label_smoothing,
-        max_target_length=request.max_target_length,
+        max_target_length=_target_length(request, generator),
     )
     return closed_book.to(request.device or best_device()).eval()
 
@@ -267,13 +270,14 @@ def _context(recorded: ContextFormat, request: ModelRequest, generator: Generato
     """What the generator reads. A recorded length beyond its positions becomes their number; one asked for is refused.
 
     Raises:
-        InputError: a length that is asked for is more than the generator has positions for.
+        InputError: a length that is asked for is more than the generator has positions for, or has no room for a text.
     """
     limit = generator.longest_target
     for name, asked in (("max_target_length", request.max_target_length), (WRITTEN, request.longest_answer)):
-        if limit is not None and asked > limit:
+        if limit is not None and asked is not None and asked > limit:
             raise InputError(f"{name} is {asked}, but the generator has positions for {limit} tokens; lower it.")
-    _refuse_longer_context(generator, "max_combined_length", request.max_combined_length, request)
+    _refuse_no_text("max_target_length", request.max_target_length, added_tokens(generator).target)
+    _refuse_context_length(generator, "max_combined_length", request.max_combined_length, request)
     longest = generator.longest_context(_longest_answer(request))
     length = request.max_combined_length or recorded.max_length
     return dataclasses.replace(
@@ -294,8 +298,8 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
         generator.model.requires_grad_(False)
     if lora is not None and checkpoint.adapter_base is None:
         folder = Path(request.name_or_path)
-        if GeneratorRequest(quantization=request.quantization, torch_dtype=request.torch_dtype).keeps_weights:
-            record_own(checkpoint.config, adapter_base_fingerprint=fingerprint(generator.model))
+        weights = GeneratorRequest(quantization=request.quantization, torch_dtype=request.torch_dtype)
+        record_base(checkpoint.config, generator.model, weights)
         generator.model = add_adapters(generator.model, lora)
         checkpoint.adapter_base = str(folder.resolve()) if folder.is_dir() else request.name_or_path
     elif lora is not None:
@@ -308,7 +312,8 @@ def _prepare_generator(checkpoint: Checkpoint, request: ModelRequest) -> None:
         checkpoint_gradients(generator.model)
 
 
-def _refuse_longer_context(generator: Generator[Any], name: str, asked: int | None, request: ModelRequest) -> None:
+def _refuse_context_length(generator: Generator[Any], name: str, asked: int | None, request: ModelRequest) -> None:
+    _refuse_no_text(name, asked, added_tokens(generator).context)
     answer = _longest_answer(request)
     longest = generator.longest_context(answer)
     if longest is not None and asked is not None and asked > longest:
@@ -316,9 +321,19 @@ def _refuse_longer_context(generator: Generator[Any], name: str, asked: int | No
         raise InputError(f"{name} is {asked}, but the generator has positions for {longest} tokens{beside}; lower it.")
 
 
+def _refuse_no_text(name: str, asked: int | None, added: int) -> None:
+    if asked is not None and asked <= added:
+        raise InputError(f"{name} is {asked}, but must be at least {added + 1}: special tokens take {added}.")
+
+
 def _longest_answer(request: ModelRequest) -> int:
-    """Tokens of the longest answer that is learnt from or written."""
-    return max(request.max_target_length, request.longest_answer)
+    """Tokens of the longest answer that the request is known to learn from or to write."""
+    return max(request.max_target_length or 0, request.longest_answer)
+
+
+def _target_length(request: ModelRequest, generator: Generator[Any]) -> int:
+    """Tokens of an answer that training looks at."""
+    return request.max_target_length or min(TARGET_LENGTH, generator.longest_target or TARGET_LENGTH)
 
 
 def checkpoint_gradients(model: Any) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from ragstone.encoders.dense import PICKLED, SAFE
 from ragstone.encoders.load import load_encoder, pretrained
+from ragstone.encoders.recorded import dense_paths
 from ragstone.errors import InputError, one_line
 from ragstone.model.architecture import is_generator
-from ragstone.model.checkpoint import ADAPTER, load_checkpoint
+from ragstone.model.checkpoint import ADAPTER, DENSE, load_checkpoint
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.progress import track
 
@@ -45,7 +47,7 @@ def verify_checkpoint(folder: Path) -> CheckpointReport:
     """
     from transformers import AutoConfig
 
-    files = _weight_files(folder) + sorted((folder / ADAPTER).glob("*.safetensors"))
+    files = [*_weight_files(folder), *sorted((folder / ADAPTER).glob("*.safetensors")), *_dense_files(folder)]
     tensors = parameters = 0
     for path in track(files, "Weights"):
         for name, tensor in _tensors(path):
@@ -78,6 +80,14 @@ def _weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             return _listed(index)
     raise InputError(f"{folder} holds a config.json but no weights (model.safetensors); {REMEDY}.")
+
+
+def _dense_files(folder: Path) -> list[Path]:
+    """Those of Dense modules: behind a RAG checkpoint's question encoder, or behind the encoder in the folder."""
+    modules = [*sorted((folder / DENSE).glob("*")), *(folder / path for path in dense_paths(str(folder)))]
+    there = [[module / name for name in (SAFE, PICKLED) if (module / name).is_file()] for module in modules]
+    # The first is the one that is read; where there is none, opening the model says so.
+    return [paths[0] for paths in there if paths]
 
 
 def _listed(index: Path) -> list[Path]:

@@ -193,10 +193,11 @@ def _speak_where_the_master_is(where: Place) -> None:
             # Nothing is sent: a datagram socket that is connected only has its route chosen.
             probe.connect(address)
             own = probe.getsockname()[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = "no host can be called so" if isinstance(error, UnicodeError) else error.strerror
         raise InputError(
-            f"The first process's address {host}:{port} leads nowhere from this host ({error.strerror}); give "
-            "--master_addr an address of the first host that all others reach."
+            f"The first process's address {host}:{port} leads nowhere from this host ({reason}); give --master_addr "
+            "an address of the first host that all others reach."
         ) from error
     if where.local_size < where.size and host not in LOOPBACK_NAMES and ip_address(address[0]).is_loopback:
         raise InputError(

@@ -15,14 +15,14 @@ from typing import Any
 
 from ragstone.errors import InputError, LostError, one_line
 from ragstone.processes import ray_head
-from ragstone.processes.launch import end_lost
+from ragstone.processes.launch import GO_ON, end_lost
 
 AUTH_MODE = "RAY_AUTH_MODE"
 """The environment variable that says whether Ray's processes prove themselves by a token."""
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 """The environment variable that says what Ray's core puts on standard error."""
-Contact = tuple[str, str | None]
-"""Address of a cluster, and its authentication mode."""
+Contact = tuple[str, str | None, bool]
+"""Address of a cluster, its authentication mode, and whether it ends with the command."""
 AUTO = "auto"
 """The address that means: the cluster that runs on this machine, or a new one."""
 LOCAL = "local"
@@ -50,19 +50,21 @@ class RayCluster:
     Also a context manager.
     """
 
-    def __init__(self, address: str = AUTO, contact: Contact | None = None) -> None:
+    def __init__(self, address: str = AUTO, contact: Contact | None = None, go_on: str = GO_ON) -> None:
         """Connect.
 
         Args:
             address: host:port of a cluster's head; "auto" for the one that runs on this machine (`ray start`, or the
                 environment variable RAY_ADDRESS), or, where there is none, a local one that is started here.
             contact: how another process of the run is connected; instead of `address`.
+            go_on: what a user does when the cluster's head is lost, once there is a cluster again.
 
         Raises:
             InputError: no cluster answers at `address`, or it does not let this process in.
         """
+        of_the_run = False
         if contact is not None:
-            address, mode = contact
+            address, mode, of_the_run = contact
             if mode is not None:
                 # Given an address, Ray sends its token only where this is set, and reads it when it is imported.
                 os.environ.setdefault(AUTH_MODE, mode)
@@ -70,6 +72,7 @@ class RayCluster:
         import ray
 
         self.started = False
+        self._ends_with_run = of_the_run
         self._was_connected = ray.is_initialized()
         self._watch: ray_head.HeadWatch | None = None
         if self._was_connected:
@@ -91,12 +94,12 @@ class RayCluster:
                         "hosts, with the versions of Ray and Python and the token that it was started with."
                     ) from error
         if running is None:
-            self.started = True
+            self.started = self._ends_with_run = True
             none_there = "" if address == LOCAL else "No Ray cluster is running here; "
             started = "a local one was started" if none_there else "A local Ray cluster was started"
             print(f"{none_there}{started} ({self.address}).", file=sys.stderr)
-        head = self.address
-        self._watch = ray_head.HeadWatch(lambda: _silence(head), lambda why: _end(head, why), ray_head.PATIENCE)
+        head, remedy = self.address, go_on if self._ends_with_run else f"start it again, and then {go_on}"
+        self._watch = ray_head.HeadWatch(lambda: _silence(head), lambda why: _end(head, why, remedy), ray_head.PATIENCE)
 
     @property
     def address(self) -> str:
@@ -115,7 +118,7 @@ class RayCluster:
     @property
     def contact(self) -> Contact:
         """How other processes of the run connect to it."""
-        return self.address, os.environ.get(AUTH_MODE)
+        return self.address, os.environ.get(AUTH_MODE), self._ends_with_run
 
     def __enter__(self) -> RayCluster:
         return self
@@ -124,18 +127,19 @@ class RayCluster:
         self.close()
 
     def close(self) -> None:
-        """Disconnect; a cluster that was started here ends. Whoever was connected before stays so."""
+        """Disconnect, once; a cluster that was started here ends. Whoever was connected before stays so."""
         import ray
 
         if self._watch is not None:
             self._watch.close()
+            self._watch = None
             ray.shutdown()
 
 
-def _end(head: str, reason: str) -> None:
+def _end(head: str, reason: str, remedy: str) -> None:
     """End this process, whose cluster is gone."""
     said = f"has said nothing for {ray_head.PATIENCE:g} s ({reason})"
-    end_lost(LostError(f"The head of the Ray cluster at {head} {said}; start it again, and then the same command."))
+    end_lost(LostError(f"The head of the Ray cluster at {head} {said}; {remedy}."))
 
 
 def _show_token() -> None:
@@ -196,6 +200,8 @@ def _silence(address: str) -> str | None:
             answer = connection.makefile("rb").read(4)
     except TimeoutError:
         return f"nothing within {SECONDS_TO_ANSWER:g} s"
+    except UnicodeError:
+        return "no host can be called so"
     except (OSError, OverflowError) as error:
         return getattr(error, "strerror", None) or str(error)
     # The type of a frame stands behind its length of three bytes.

@@ -2,8 +2,8 @@
 
 Shapes: B questions, N passages per question, D dimensions.
 
-A request is: number of its kind, N, length in bytes of what follows as int64; question vectors [B, D] float32, or ids
-[B, N] int64; then the version of the source in UTF-8.
+A request is: number of its kind, N, length in bytes of what follows, length in bytes of the version or -1 for any, as
+int64; question vectors [B, D] float32, or ids [B, N] int64; then the version of the source in UTF-8.
 
 A message of passages is: B, N, D as int64; ids [B, N] int64; vectors [B, N, D] float32; the lengths in bytes of title
 and text of each passage [B, N, 2] int32; then titles and texts in UTF-8, one behind the other.
@@ -27,7 +27,11 @@ Message = npt.NDArray[np.uint8]
 Kind = Literal["retrieve", "search", "fetch"]
 """Of a request: the passages that a search finds; their scores and ids alone; the passages of given ids."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-HEAD = struct.Struct("<3q")
+HEAD = struct.Struct("<4q")
+NO_MANIFEST = ""
+"""The version of a source without a manifest."""
+ANY = -1
+"""Instead of the length of a version."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Request:
 
     kind: Kind
     version: str | None
-    """Of the source that must be the worker's; None: any."""
+    """Of the source that must be the worker's, NO_MANIFEST where it has none; None: any."""
     n_docs: int
     """N"""
     payload: bytes | bytearray | memoryview
@@ -44,15 +48,18 @@ class Request:
 
     def encode(self) -> bytes:
         """As bytes."""
-        head = HEAD.pack(KINDS.index(self.kind), self.n_docs, len(self.payload))
-        return b"".join((head, self.payload, (self.version or "").encode()))
+        version = (self.version or "").encode()
+        size = ANY if self.version is None else len(version)
+        head = HEAD.pack(KINDS.index(self.kind), self.n_docs, len(self.payload), size)
+        return b"".join((head, self.payload, version))
 
     @classmethod
     def decode(cls, message: bytearray) -> Request:
         """From its bytes, of which the payload stays a part."""
-        kind, n_docs, size = HEAD.unpack_from(message)
+        kind, n_docs, size, version_size = HEAD.unpack_from(message)
         end = HEAD.size + size
-        return cls(KINDS[kind], message[end:].decode() or None, n_docs, memoryview(message)[HEAD.size : end])
+        version = None if version_size == ANY else message[end : end + version_size].decode()
+        return cls(KINDS[kind], version, n_docs, memoryview(message)[HEAD.size : end])
 
     def questions(self, dimension: int) -> FloatArray:
         """Question vectors [B, `dimension`]."""

@@ -25,7 +25,7 @@ from ragstone.processes.processes import Processes
 from ragstone.retrieval.backend import InEveryProcess
 from ragstone.retrieval.local import fetch
 from ragstone.retrieval.location import IndexDevice, SourceLocation
-from ragstone.retrieval.message import Request, decode, decode_found
+from ragstone.retrieval.message import NO_MANIFEST, Request, decode, decode_found
 from ragstone.retrieval.method import VECTORS_ALONE
 from ragstone.retrieval.ray_crew import NAMESPACE, Crew, SharedBoard, call_each, let_all
 from ragstone.retrieval.ray_worker import RetrievalWorker
@@ -91,9 +91,9 @@ class InRayWorkers:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # A worker's working directory is the one that Ray was started in.
-        index = None if location.index_path is None else str(Path(location.index_path).resolve())
-        location = SourceLocation(str(Path(location.passages_path).resolve()), index)
+        # A worker's working directory is the one that Ray was started in, and its host may have other symbolic links.
+        index = None if location.index_path is None else str(Path(location.index_path).absolute())
+        location = SourceLocation(str(Path(location.passages_path).absolute()), index)
         hosts = sum(node["Alive"] for node in ray.nodes())
         here = math.ceil(self.workers * self.parts / hosts)
         lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "namespace": NAMESPACE}
@@ -170,7 +170,7 @@ class RayRetriever:
             store: the passages, where this process reads them itself; where None, workers send them.
         """
         self._crews = crews
-        self._version = info.version
+        self._version = info.version or NO_MANIFEST
         self._dimension = info.dimension
         self._held = list(held)
         self._store = store

@@ -14,7 +14,7 @@ from ragstone.knowledge.source import KnowledgeSource
 from ragstone.retrieval.connection import Address, Payload, Server
 from ragstone.retrieval.local import LocalRetriever
 from ragstone.retrieval.location import IndexDevice, SourceLocation
-from ragstone.retrieval.message import Request, encode, encode_found
+from ragstone.retrieval.message import NO_MANIFEST, Request, encode, encode_found
 from ragstone.retrieval.part import exact_part
 from ragstone.retrieval.ray_line import server_here
 
@@ -106,7 +106,7 @@ class RetrievalWorker:
                 raise
             where = "" if self.host() == self._home else f"On {socket.gethostname()}, where a retrieval worker runs: "
             raise InputError(where + sentence) from error
-        if version not in (None, retriever.source.version):
+        if version not in (None, retriever.source.version or NO_MANIFEST):
             raise InputError(
                 f"{retriever.source.folder} was updated since this run began, and a retrieval worker that had to be "
                 "started anew finds another version than the others; start the run again, with the new one for all."

@@ -109,15 +109,23 @@ def _read(model: Path) -> _Weights | None:
 
 def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What the weight files in a folder hold, without reading it."""
-    from safetensors import safe_open
-
     paths = sorted(folder.glob("*.safetensors"))
     for path in paths:
+        yield from _safe_shapes(path)
+    for path in () if paths else sorted(folder.glob("pytorch_model*.bin")):
+        yield from _pickled_shapes(path)
+
+
+def _safe_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Those of a safetensors file; for one that is damaged, as many weights as its size has room for."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - it is no mapping
                 yield name, tuple(weights.get_slice(name).get_shape())
-    for path in () if paths else sorted(folder.glob("pytorch_model*.bin")):
-        yield from _pickled_shapes(path)
+    except SafetensorError:  # what is wrong with the file is said when the model is opened
+        yield _by_size(path)
 
 
 def _pickled_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -125,7 +133,7 @@ def _pickled_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     try:
         weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception:  # torch has many; what is wrong with the file is said when the model is opened
-        yield path.name, (path.stat().st_size // FULL,)
+        yield _by_size(path)
         return
     seen = set()
     for name, tensor in weights.items():
@@ -134,6 +142,11 @@ def _pickled_shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         if place not in seen:
             yield name, tuple(tensor.shape)
         seen.add(place)
+
+
+def _by_size(path: Path) -> tuple[str, tuple[int, ...]]:
+    """A file whose weights cannot be seen, as a single one."""
+    return path.name, (path.stat().st_size // FULL,)
 
 
 def _linear(shapes: Shapes, names: tuple[str, ...] = ()) -> Shapes:

@@ -22,7 +22,7 @@ from ragstone.progress import ProgressBar, progress_bar
 from ragstone.training.checkpoints import CheckpointKeeper
 from ragstone.training.hardware import prepare
 from ragstone.training.monitor import Monitor, as_line
-from ragstone.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from ragstone.training.optimizer import OptimizerSettings, make_optimizer, make_schedule, restore_schedule
 from ragstone.training.order import epoch_batches
 from ragstone.training.random_state import random_states, set_random_states
 from ragstone.training.resume import Identity
@@ -144,7 +144,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state, with weights that were loaded with it."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        restore_schedule(self.schedule, state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         rank = self.processes.place.rank

@@ -70,3 +70,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings,
     from transformers.optimization import get_scheduler
 
     return get_scheduler(SCHEDULES[settings.schedule], optimizer, settings.warmup_steps, total_steps)
+
+
+def restore_schedule(schedule: Any, state: dict[str, Any]) -> None:
+    """Put a schedule, and its optimiser's learning rates, to where another one was, whose total steps may differ."""
+    rates = [
+        base * factor(state["last_epoch"]) for base, factor in zip(state["base_lrs"], schedule.lr_lambdas, strict=True)
+    ]
+    schedule.load_state_dict({**state, "_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

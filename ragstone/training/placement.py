@@ -31,6 +31,14 @@ from ragstone.training.footprint import WeightUse, footprint, read_config
 from ragstone.training.hardware import free_on_gpus
 
 GIB = 2**30
+FLAGS = {
+    "backend": "distributed_retriever",
+    "ray_address": "ray_address",
+    "workers": "num_retrieval_workers",
+    "parts": "index_shards",
+    "device": "index_device",
+}
+"""What RetrievalSettings are asked for by."""
 SLOW = "Warning: this processor has no instructions for {what}, so --{flag} takes many times as long; leave it out."
 
 
@@ -91,24 +99,30 @@ def plan_placement(request: PlacementRequest, place: Place) -> Placement:
     device = "GPU" if gpus else "CPU"
     lines = [f"processes  {_processes(processes, here, device)}"]
     config = read_config(Path(request.model))
-    # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
-    retrieval = request.retrieval if config.get("model_type", "rag") == "rag" else None
+    retrieval, kind = request.retrieval, config.get("model_type", "rag")
+    if retrieval is not None and kind != "rag":
+        # A folder that holds no RAG checkpoint is a generator, which retrieves nothing.
+        _refuse_retrieval(retrieval, kind)
+        retrieval = None
     sizes, use = _IndexSizes(), request.use
     if retrieval is not None:
         passages, index_path = _source(request, config)
-        method = _method(request, config, passages)
-        _check_retrieval(retrieval, method)
+        method = _method(request, config, passages, place)
+        # Who searches by words too opens the source in each process; else the first one does, or workers for it.
+        copies = here if method.by_words else int(place.is_first)
+        _check_retrieval(retrieval, method, opens=copies > 0)
         lines.append(f"retrieval  {_retrieval(retrieval, method, processes)}")
         # Who searches by words alone does not ask the question encoder.
         use = dataclasses.replace(use, encoder_rests=use.encoder_rests or not method.by_vectors)
-        # Who searches by words too opens the source in each process: without GPUs of their own, all on the first one.
-        copies_on_gpu = (1 if gpus else here) if method.by_words else int(place.is_first)
+        opened = passages if copies else None
+        # Processes without GPUs of their own all use the first one.
+        copies_on_gpu = min(copies, 1) if gpus else copies
         # Ray counts GPUs from the first on, as the processes that train do.
         on_gpus = retrieval.workers * retrieval.parts if retrieval.backend == "ray" else 1
         sizes = _IndexSizes(
             file=index_path.stat().st_size if index_path is not None and index_path.is_file() else None,
-            held=_held_vectors(passages, index_path, retrieval) * (here if method.by_words else 1),
-            on_gpu=_vectors_on_gpu(passages, retrieval) * copies_on_gpu,
+            held=_held_vectors(opened, index_path, retrieval) * copies,
+            on_gpu=_vectors_on_gpu(opened, retrieval) * copies_on_gpu,
             on_gpus=on_gpus,
         )
     starts = place.size == 1 and here > 1
@@ -184,14 +198,38 @@ def _source(request: PlacementRequest, config: dict[str, Any]) -> tuple[Path | N
     return Path(passages) if passages else None, Path(index) if index else None
 
 
-def _method(request: PlacementRequest, config: dict[str, Any], passages: Path | None) -> Method:
+def _method(request: PlacementRequest, config: dict[str, Any], passages: Path | None, place: Place) -> Method:
     """By what passages will be found. What a source that is not on this host has is not known here, nor refused."""
-    there = passages is not None and passages.is_dir()
-    indexes = find_indexes(passages) if passages is not None and there else Indexes(vectors=True, words=True)
-    return request.method.resolve((config.get("ragstone") or {}).get("retrieval"), indexes, str(passages or ""))
+
+    def resolve(indexes: Indexes) -> Method:
+        recorded = (config.get("ragstone") or {}).get("retrieval")
+        return request.method.resolve(recorded, indexes, str(passages or ""))
+
+    unknown = Indexes(vectors=True, words=True)
+    if passages is None or not passages.is_dir():
+        return resolve(unknown)
+    try:
+        return resolve(find_indexes(passages))
+    except InputError:
+        if place.is_first:
+            raise
+        # Perhaps only the first process needs one; whoever else does is refused when it opens it.
+        return resolve(unknown)
 
 
-def _check_retrieval(retrieval: RetrievalSettings, method: Method) -> None:
+def _refuse_retrieval(retrieval: RetrievalSettings, kind: str) -> None:
+    """Check that nothing is asked of a search that there is none of, with a generator alone of this model type.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name, flag in FLAGS.items():
+        if getattr(retrieval, name) != getattr(RetrievalSettings(), name):
+            raise InputError(f"A closed-book {kind} retrieves nothing; omit --{flag}.")
+
+
+def _check_retrieval(retrieval: RetrievalSettings, method: Method, opens: bool) -> None:
+    """Check what `retrieval` asks for; `opens` says whether a process of this host opens the source itself."""
     if retrieval.backend == "ray":
         if method.by_words:
             raise InputError(VECTORS_ALONE)
@@ -205,7 +243,7 @@ def _check_retrieval(retrieval: RetrievalSettings, method: Method) -> None:
     if retrieval.device == "cuda":
         if not method.by_vectors:
             raise InputError("--index_device cuda searches vectors, and --retriever bm25 searches words; leave it out.")
-        if not torch.cuda.is_available():
+        if opens and not torch.cuda.is_available():
             raise InputError("--index_device cuda: this machine has no GPU that torch can use; leave it out.")
 
 

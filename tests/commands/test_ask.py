@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -124,6 +125,15 @@ def test_questions_on_standard_input(
     assert [record["question"] for record in records] == questions
     assert records[0]["answer"] == expected.text
     assert "🏰" in out
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_question(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: Answer
+) -> None:
+    _standard_input(monkeypatch, codecs.BOM_UTF8 + f"{QUESTION}\n".encode())
+    assert main([*flags, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["question"], record["score"]) == (QUESTION, pytest.approx(expected.score))
 
 
 def test_more_passages_than_there_are(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:

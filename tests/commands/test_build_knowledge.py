@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import yaml
 
 from ragstone.__main__ import main
+from ragstone.commands.build_knowledge import BuildKnowledgeSettings, _parts_folder
 from ragstone.encoders import load
 from ragstone.encoders.load import load_encoder
 from ragstone.encoders.text_encoder import TextEncoder
@@ -26,6 +28,7 @@ from ragstone.knowledge import build
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME, KnowledgeSource
 from tests.commands.conftest import layers_called
 from tests.conftest import WORDS
+from tests.processes.test_ray_cluster import started_head
 
 
 @pytest.fixture
@@ -400,6 +403,62 @@ def test_a_build_on_a_cluster_that_is_stopped_goes_on(flags: list[str], models_f
     expected = encoder.embed([texts[row] for row in rows], ["river"] * len(rows))
     np.testing.assert_allclose(source.store.vectors(rows), expected, rtol=1e-5, atol=1e-5)
     assert main(["verify", str(tmp_path / "source")]) == 0
+
+
+INDEX_WHEN_TOLD = """
+import sys
+from ragstone.__main__ import main
+from ragstone.knowledge import build
+from ragstone.processes import ray_head
+
+ray_head.PATIENCE = 1.0
+complete = build.complete_source
+
+
+def complete_when_told(*arguments, **options):
+    print("embedded", flush=True)
+    sys.stdin.readline()
+    return complete(*arguments, **options)
+
+
+build.complete_source = complete_when_told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_cluster_that_is_lost_when_all_is_embedded_is_not_missed(flags: list[str], tmp_path: Path) -> None:
+    """The index is built without it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    environment = {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder}
+    with started_head(environment) as (address, head):
+        extra = ["--ray", "--ray_address", address, "--num_proc", "1", "--index", "hnsw", "--precision", "fp32"]
+        command = [sys.executable, "-c", INDEX_WHEN_TOLD, *flags, *extra]
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            head.send_signal(signal.SIGTERM)
+            head.wait(timeout=60)
+            # As long as a process that works on the cluster lives without its head, and twice that.
+            time.sleep(3)
+            _, err = process.communicate("go on\n", timeout=120)
+    assert (first, process.returncode) == ("embedded\n", 0), err
+    assert main(["verify", str(tmp_path / "source")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_parts_lie_where_other_hosts_find_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host may have a disk where this one has a symbolic link."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "shared").symlink_to("disk")
+    monkeypatch.chdir(tmp_path)
+    for output in (Path("shared/source"), tmp_path / "shared" / "source"):
+        settings = BuildKnowledgeSettings(["documents.tsv"], output)
+        assert _parts_folder(settings) == tmp_path / "shared" / "source.parts"
 
 
 @pytest.mark.xdist_group("ray")

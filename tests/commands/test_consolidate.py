@@ -22,7 +22,10 @@ from transformers import (
 from ragstone.__main__ import main
 from ragstone.encoders.fresh import fresh_encoder
 from ragstone.encoders.load import load_encoder, save_encoder
-from ragstone.model.checkpoint import load_checkpoint
+from ragstone.model.checkpoint import load_checkpoint, own_settings
+from ragstone.model.lora import LoraSettings
+from ragstone.model.open import ModelRequest, open_model
+from ragstone.retrieval.method import MethodRequest
 from tests.commands.conftest import refused
 
 
@@ -100,6 +103,27 @@ def test_tokenizers_of_their_own_and_a_config_to_start_from(
     checkpoint = load_checkpoint(str(tmp_path / "rag"))
     assert (checkpoint.config.n_docs, checkpoint.context.doc_sep) == (3, " :: ")
     assert checkpoint.config.generator.d_model == 16
+
+
+def test_a_config_of_another_checkpoint_brings_none_of_its_parts(
+    flags: list[str], chat_checkpoint: Path, worded_source: Path, tmp_path: Path
+) -> None:
+    """Neither the prompt nor the whole generator of its adapters; how passages are found is no part of a model."""
+    request = ModelRequest(
+        str(chat_checkpoint),
+        passages_path=str(worded_source),
+        n_docs=3,
+        lora=LoraSettings(r=2, alpha=4),
+        method=MethodRequest("bm25"),
+    )
+    open_model(request).save(tmp_path / "adapted")
+    there = own_settings(RagConfig.from_pretrained(tmp_path / "adapted"))
+    assert {"prompt", "adapter_base", "adapter_base_fingerprint", "retrieval"} <= there.keys()
+    assert main([*flags, "--config_name_or_path", str(tmp_path / "adapted")]) == 0
+    joined = load_checkpoint(str(tmp_path / "rag"))
+    assert joined.context.template is None and joined.adapter_base is None
+    assert (joined.config.n_docs, own_settings(joined.config)["retrieval"]) == (3, there["retrieval"])
+    assert not {"prompt", "adapter_base", "adapter_base_fingerprint"} & own_settings(joined.config).keys()
 
 
 def test_the_checkpoint_is_tried_out(

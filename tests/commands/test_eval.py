@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ragstone.__main__ import main
 from ragstone.commands.eval import EvalSettings, Evaluated, eval
@@ -158,7 +159,10 @@ def test_reuse_gives_the_same_numbers_and_says_so(base: dict[str, Any], capsys: 
         ({"n_docs": 2}, "--n_docs (3 then, 2 now)"),
         ({"max_length": 9, "min_length": 2}, "--max_length (8 then, 9 now), --min_length (1 then, 2 now)"),
         ({"precision": "bf16"}, "--precision (fp32 then, bf16 now)"),
-        ({"torch_dtype": "bfloat16"}, "the model's weights or settings ({model} then, {model} now)"),
+        (
+            {"torch_dtype": "bfloat16"},
+            "the model's weights or settings ({model} then, {model} now), --torch_dtype (float32 then, bfloat16 now)",
+        ),
         ({"quantization": "8bit"}, "the model's weights or settings ({model} then, {model} now)"),
         ({"model_type": "rag_token"}, "the model type (rag_sequence then, rag_token now)"),
     ],
@@ -175,6 +179,20 @@ def test_predictions_of_other_settings_are_refused(
     assert base["predictions_path"].read_bytes() == before
     assert run({**base, **change}, "--recalculate") == 0
     assert run({**base, **change}) == 0
+
+
+def test_the_weights_type_counts_where_no_weight_is_rounded(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a checkpoint that was published in bfloat16: what is computed from the weights differs nevertheless."""
+    rounded = Path(shutil.copytree(base["model_name_or_path"], tmp_path / "rounded"))
+    weights = load_file(rounded / "model.safetensors")
+    exact = {name: tensor.bfloat16().float() for name, tensor in weights.items()}
+    save_file(exact, rounded / "model.safetensors", {"format": "pt"})
+    assert run({**base, "model_name_or_path": rounded}) == 0
+    capsys.readouterr()
+    assert run({**base, "model_name_or_path": rounded, "torch_dtype": "bfloat16"}) == 2
+    assert "do not fit: they differ in --torch_dtype (float32 then, bfloat16 now);" in capsys.readouterr().err
 
 
 def test_predictions_of_other_inputs_are_refused(
@@ -214,8 +232,6 @@ def test_predictions_of_other_inputs_are_refused(
 
 
 def _change_weights(checkpoint: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(checkpoint / "model.safetensors")
     name = next(name for name in weights if name.endswith("generator.model.decoder.layers.0.fc1.weight"))
     weights[name] = weights[name] * -2

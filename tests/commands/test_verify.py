@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ragstone.__main__ import main
 from ragstone.commands.verify import VerifySettings, verify
+from ragstone.encoders.dense import Dense
+from ragstone.encoders.load import load_encoder, save_encoder
 from ragstone.errors import InputError
 from ragstone.index.vector_index import build_index
 from ragstone.knowledge.source import INDEX_NAME, PASSAGES_NAME
@@ -23,6 +26,7 @@ from ragstone.knowledge.store import PassageStore, PassageWriter
 from ragstone.knowledge.verify import SourceReport
 from ragstone.model.verify import CheckpointReport
 from tests.commands.conftest import refused
+from tests.conftest import join_models
 
 
 @pytest.fixture
@@ -252,6 +256,39 @@ def test_a_damaged_checkpoint(
     message = refusal(checkpoint, capsys)
     assert told in message
     assert str(checkpoint) in message
+
+
+@pytest.mark.parametrize("kind", ["rag", "encoder"])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_dense_modules(
+    kind: str,
+    pickled: bool,
+    plain_bert_folder: Path,
+    models_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Behind a RAG checkpoint's question encoder, and behind an encoder alone."""
+    encoder = load_encoder(str(plain_bert_folder), "question", pooling="mean")
+    encoder.dense = nn.Sequential(Dense(nn.Linear(24, 8), nn.Tanh()))
+    save_encoder(encoder, tmp_path / "encoder")
+    if kind == "rag":
+        join_models(models_folder / "generator", tmp_path / "encoder", tmp_path / "rag")
+        capsys.readouterr()
+    path = tmp_path / kind / ("2_Dense" if kind == "encoder" else "question_encoder_dense/0") / "model.safetensors"
+    report = verify(VerifySettings(tmp_path / kind))
+    assert isinstance(report, CheckpointReport)
+    assert (report.files, report.safetensors) == (2, True)
+    weights = load_file(path)
+    weights["linear.weight"][0, 0] = torch.nan
+    if pickled:
+        path.unlink()
+        path = path.with_name("pytorch_model.bin")
+        torch.save(weights, path)
+    else:
+        save_file(weights, path)
+    told = refusal(tmp_path / kind, capsys)
+    assert f"{path} is damaged: linear.weight holds numbers that are not finite" in told
 
 
 def test_shards(models_folder: Path, tmp_path: Path) -> None:

@@ -84,5 +84,7 @@ def test_another_number_of_answers(tmp_path: Path, mode: str) -> None:
 def test_titles(tmp_path: Path) -> None:
     path = written(tmp_path / "gold", "Old Town\tRiver\nHill\t\n")
     assert read_gold_titles(path, ["who?", "where?"]) == [("Old Town", "River"), ("Hill",)]
+    spaced = written(tmp_path / "spaced", "Old\u00a0 Town \t \t River\n")
+    assert read_gold_titles(spaced, ["who?"]) == [("Old Town", "River")]
     with pytest.raises(InputError, match="has 2 lines, but the evaluation set has 3"):
         read_gold_titles(path, ["who?", "where?", "when?"])

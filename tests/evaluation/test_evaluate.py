@@ -9,9 +9,11 @@ import pytest
 
 from ragstone.encoders.precision import best_device, fast_bfloat16
 from ragstone.evaluation.evaluate import Search, Task, measure, origin_of, predict, read_task
-from ragstone.evaluation.predictions import Prediction, PredictionFile
+from ragstone.evaluation.predictions import Origin, Prediction, PredictionFile, titles_prediction
+from ragstone.model.answers import ScoredPassage
 from ragstone.model.decoding import Decoding
 from ragstone.model.open import ModelRequest, open_model
+from ragstone.types import Passage
 
 SEARCH = Search(Decoding(num_beams=1, max_length=6), n_docs=None, precision="fp32", batch_size=2)
 
@@ -47,10 +49,28 @@ def test_retrieval_records_no_settings_of_the_generator(
         "precision_at_2", "mrr_title", "recall_at_1", "recall_at_2", "recall_at_4", "mrr_answer"
     ]  # fmt: skip
     e2e = origin_of(model, "rag", Task("e2e", task.questions, task.answers, None, 1), SEARCH)
-    assert e2e.settings == {"precision": "fp32", "n_docs": 4, "num_beams": 1, "min_length": 1, "max_length": 6}
+    lengths = {"num_beams": 1, "min_length": 1, "max_length": 6}
+    assert e2e.settings == {"precision": "fp32", "n_docs": 4, **lengths, "torch_dtype": "float32"}
     # What another machine would take for it is something else.
     chosen = origin_of(model, "rag", task, dataclasses.replace(SEARCH, precision="auto"))
     assert chosen.settings["precision"] == ("bf16" if fast_bfloat16(best_device()) else "fp32")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_blanks_in_titles_are_those_of_the_gold(tmp_path: Path, recorded: bool) -> None:
+    """Wherever the predictions come from."""
+    title = "Rue\u00a0de  Rivoli"
+    (tmp_path / "q").write_text("where ?\n", encoding="utf-8")
+    (tmp_path / "titles").write_text(f"{title}\n", encoding="utf-8")
+    task = read_task("retrieval", tmp_path / "q", tmp_path / "titles", "ans", None, k=1)
+    file = PredictionFile(tmp_path / "out.txt")
+    if recorded:
+        prediction = titles_prediction("where ?", (ScoredPassage(Passage(0, title, "a street"), 1.0, 1.0, 1.0),))
+        origin = Origin("retrieval", task.fingerprint, "rag", "rag_token", "m", "s", {"n_docs": 1})
+        file.write([prediction], origin)
+    else:
+        file.path.write_text(f"{title}\n", encoding="utf-8")
+    assert measure(file, task)["precision_at_1"].tolist() == [1.0]
 
 
 def test_a_closed_book_model_has_no_passages_to_record(task: Task, models_folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ragstone.knowledge.corpus import Corpus, read_corpus
 from ragstone.knowledge.embedding import embed_groups
 from ragstone.knowledge.parts import Part, Parts, keep_finished_parts, open_parts
 from ragstone.knowledge.store import PassageStore
+from ragstone.output import new_folder
 from ragstone.types import FloatArray, Passage
 from tests.conftest import DOCUMENTS
 
@@ -82,6 +84,19 @@ def test_a_file_system_without_hard_links(
     parts.make_store(tmp_path / "store", encoder.dimension)
     assert len(PassageStore(tmp_path / "store")) == 6
     assert numbers(parts.unfinished()) == [0, 1]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this machine has no second file system")
+def test_a_store_on_another_file_system(tmp_path: Path, opened: Callable[..., Parts], encoder: TextEncoder) -> None:
+    """As where the output is a symbolic link to one."""
+    parts = opened()
+    for part in parts.unfinished():
+        finish(part, encoder)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        assert Path(elsewhere).stat().st_dev != tmp_path.stat().st_dev
+        parts.make_store(Path(elsewhere) / "store", encoder.dimension)
+        store = PassageStore(Path(elsewhere) / "store")
+        assert [passage.text for passage in store.passages(range(len(store)))] == [text for _, text in DOCUMENTS]
 
 
 def test_a_second_start_goes_on(
@@ -167,6 +182,21 @@ def test_one_process_at_a_time(opened: Callable[..., Parts], tmp_path: Path) -> 
     with pytest.raises(ValueError), keep_finished_parts(folder):
         raise ValueError
     assert not folder.exists()
+
+
+def test_parents_that_were_made_for_nothing_go(tmp_path: Path) -> None:
+    """As where a build fails; one that something else has come into stays."""
+    output = tmp_path / "a" / "b" / "source"
+    for left in ([], ["note.txt"]):
+        with (
+            pytest.raises(ValueError),
+            keep_finished_parts(output.with_name("source.parts")),
+            new_folder(output, "--output_dir"),
+        ):
+            for name in left:
+                (tmp_path / "a" / name).touch()
+            raise ValueError
+        assert [path.name for path in tmp_path.rglob("*")] == (["a", *left] if left else [])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError, OSError])

@@ -155,6 +155,21 @@ def test_whoever_has_it_open_goes_on(tmp_path: Path, encoder: TextEncoder) -> No
     assert source.store.passages(np.arange(len(source)))[-1].title == "title 59"
 
 
+def test_an_old_version_does_not_grow_from_the_index_of_another(tmp_path: Path, encoder: TextEncoder) -> None:
+    """Which has as many passages, and comes into its place while the update has the old one open."""
+    folder = build(tmp_path / "source", DOCUMENTS, encoder, "hnsw")
+    more = write(tmp_path / "more.tsv", MORE)
+    other = write(tmp_path / "other.tsv", {"title 0": text(500, 3)})
+    (tmp_path / "new").mkdir()
+
+    def opened(_: Manifest) -> TextEncoder:
+        update(folder, encoder, add=(other,), replace=True)
+        return encoder
+
+    with pytest.raises(InputError, match=f"^{folder} was updated since it was opened; open it again"):
+        update_knowledge_source(folder, tmp_path / "new", UpdatePlan(add=(more,), precision="fp32"), opened)
+
+
 def test_whoever_opens_it_meanwhile_finds_one_source(tmp_path: Path, encoder: TextEncoder) -> None:
     folder = build(tmp_path / "source", DOCUMENTS, encoder)
     more = write(tmp_path / "more.tsv", MORE)

@@ -62,7 +62,7 @@ def test_contexts_leave_room_for_the_longest_answer(encoder: Any, source_folder:
     """Prompt and answer share a decoder-only generator's positions: known when it is opened, not at a long prompt."""
     write("GPT-2", encoder, tmp_path / "rag")
     name, source = str(tmp_path / "rag"), str(source_folder)
-    for answers, length in ({}, 39), ({"longest_answer": 30}, 34), ({"max_target_length": 3}, 48):
+    for answers, length in ({}, 48), ({"longest_answer": 30}, 34), ({"max_target_length": 25}, 39):
         model: Any = open_model(ModelRequest(name, passages_path=source, **answers))
         assert model.options.context.max_length == length
     request = ModelRequest(name, passages_path=source, max_combined_length=40, longest_answer=30)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DPRQuestionEncoder,
@@ -27,7 +28,7 @@ from ragstone.commands.eval import EvalSettings, eval
 from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.commands.finetune_plan import run_plan
 from ragstone.errors import InputError
-from ragstone.model.checkpoint import ADAPTER
+from ragstone.model.checkpoint import ADAPTER, load_checkpoint, own_settings, record_own
 from ragstone.model.consolidate import merge_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.lora import LoraSettings
@@ -239,6 +240,34 @@ def test_adapters_are_trained_on_and_their_base_must_be_there(
     shutil.rmtree(base)
     with pytest.raises(InputError, match=r"holds adapters for the generator of .*base: .* is neither a folder nor"):
         open_model(ModelRequest(str(tmp_path / "adapted")))
+
+
+def test_adapters_over_what_was_merged_from_others(opened: Callable[..., Any], tmp_path: Path) -> None:
+    """Over rounded weights, of which nothing is recorded that could be compared: not the base before the last."""
+    lora = LoraSettings(r=2, alpha=4)
+    model = opened(lora=lora)
+    model.save(tmp_path / "adapted")
+    stale = own_settings(load_checkpoint(str(tmp_path / "adapted")).config)["adapter_base_fingerprint"]
+    with torch.no_grad():
+        for name, parameter in model.generator_model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    model.save(tmp_path / "adapted")
+    merge_checkpoint(str(tmp_path / "adapted"), tmp_path / "merged")
+    assert not {"adapter_base", "adapter_base_fingerprint"} & own_settings(_config(tmp_path / "merged")).keys()
+    for name in ("merged", "with the old fingerprint"):
+        base = tmp_path / name
+        if not base.exists():
+            shutil.copytree(tmp_path / "merged", base)
+            config = _config(base)
+            record_own(config, adapter_base_fingerprint=stale)
+            config.save_pretrained(base)
+        opened(name_or_path=str(base), lora=lora, torch_dtype="bfloat16").save(tmp_path / f"{name}, adapted")
+        assert load_checkpoint(str(tmp_path / f"{name}, adapted")).adapter_base == str(base)
+
+
+def _config(folder: Path) -> Any:
+    return AutoConfig.from_pretrained(folder)
 
 
 def test_adapters_of_a_sequence_to_sequence_generator(

@@ -14,7 +14,8 @@ from ragstone.model.decoding import Decoding
     ("settings", "message"),
     [
         ({"num_beams": 0}, "num_beams is 0, but must be at least 1"),
-        ({"max_length": 0}, "max_length is 0, but must be at least 1"),
+        ({"max_length": 0}, "max_length is 0, but must be at least 2"),
+        ({"max_length": 1}, "max_length is 1, but must be at least 2: it counts the start token"),
         ({"num_return_sequences": -1}, "num_return_sequences is -1, but must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, but must be at least 1"),
         ({"min_length": 9, "max_length": 8}, "min_length 9 is above max_length 8"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ragstone.commands.finetune import FinetuneSettings, finetune
@@ -15,6 +17,7 @@ from ragstone.model.checkpoint import load_checkpoint
 from ragstone.model.decoding import Decoding
 from ragstone.model.generator_request import GeneratorRequest
 from ragstone.model.languages import Languages, set_languages
+from ragstone.model.lora import LoraSettings
 from ragstone.model.open import ModelRequest, open_model
 from tests.conftest import join_models
 from tests.model.families import FAMILIES, open_family
@@ -98,6 +101,29 @@ def test_other_languages_than_recorded(
     assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("en_XX", "fr_XX")
     opening = checkpoint.generator.model.generation_config.forced_bos_token_id
     assert tokenizer.convert_ids_to_tokens(opening) == "fr_XX"
+
+
+def test_adapters_are_trained_on_in_another_language(
+    family_folder: Callable[[str], Path], models_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    """What the generator begins with is none of its weights, which alone must be those that they were made for."""
+    encoder, spoken = models_folder / "question_encoder", {"src_lang": "en_XX", "tgt_lang": "ro_RO"}
+    base, lora = join_models(family_folder("mBART-50"), encoder, tmp_path / "rag", **spoken), LoraSettings(2, 4)
+    request = ModelRequest(str(base), passages_path=str(source_folder), n_docs=2, lora=lora)
+    open_model(request).save(tmp_path / "romanian")
+    french = dataclasses.replace(request, name_or_path=str(tmp_path / "romanian"), languages=Languages(target="fr_XX"))
+    open_model(french).save(tmp_path / "french")
+    for name, code in (("romanian", "ro_RO"), ("french", "fr_XX")):
+        generator: Any = load_checkpoint(str(tmp_path / name)).generator
+        opening = generator.model.generation_config.forced_bos_token_id
+        assert generator.tokenizer.convert_ids_to_tokens(opening) == code
+        assert generator.tokenize_targets(["a"], 25)[0, 0] == opening
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("fc1.weight"))
+    save_file({**weights, name: weights[name] + 1}, base / "model.safetensors", {"format": "pt"})
+    for folder in ("romanian", "french"):
+        with pytest.raises(InputError, match="which has changed since they were made"):
+            load_checkpoint(str(tmp_path / folder))
 
 
 @pytest.mark.parametrize(

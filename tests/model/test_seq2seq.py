@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+)
 
 from ragstone.errors import InputError
 from ragstone.model.decoding import Decoding
@@ -150,6 +158,53 @@ def test_what_there_are_no_positions_for(name: str, family_folder: Callable[[str
 def test_lengths_beyond_the_positions_are_refused(request_: dict[str, int], message: str, models_folder: Path) -> None:
     with pytest.raises(InputError, match=message):
         open_model(ModelRequest(str(models_folder / "generator"), **request_))
+
+
+def test_who_only_asks_needs_no_positions_for_learning(models_folder: Path, tmp_path: Path) -> None:
+    """A generator of 16 positions; what a loss looks at is as much as it has room for."""
+    config = BartConfig.from_pretrained(models_folder / "generator", max_position_embeddings=16)
+    torch.manual_seed(0)
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(models_folder / "generator").save_pretrained(tmp_path)
+    model: Any = open_model(ModelRequest(str(tmp_path), longest_answer=7))
+    assert model.generate(["who ?"], Decoding(max_length=8))
+    assert model(["who ?"], ["the old town " * 10]).target_tokens == 16
+    with pytest.raises(InputError, match="max_target_length is 17, but the generator has positions for 16 tokens"):
+        open_model(ModelRequest(str(tmp_path), max_target_length=17))
+
+
+@pytest.mark.parametrize(("name", "length"), [("BART", 3), ("T5", 2), ("Llama", 2)])
+def test_lengths_have_room_for_a_token_of_the_text(
+    name: str,
+    length: int,
+    checkpoint_folder: Path,
+    t5_checkpoint_folder: Path,
+    llama_folder: Path,
+    models_folder: Path,
+    source_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Below it, tokenizers do not cut at all, and contexts would lose what they end with."""
+    if name == "Llama":
+        folder = join_models(llama_folder, models_folder / "question_encoder", tmp_path / "rag")
+    else:
+        folder = {"BART": checkpoint_folder, "T5": t5_checkpoint_folder}[name]
+    opened: Callable[..., Any] = functools.partial(ModelRequest, str(folder), passages_path=str(source_folder))
+    for limit, least in (("max_combined_length", length), ("max_target_length", length), ("max_source_length", 3)):
+        message = f"{limit} is {least - 1}, but must be at least {least}: special tokens take {least - 1}"
+        with pytest.raises(InputError, match=message):
+            open_model(opened(**{limit: least - 1}))
+        model = open_model(opened(**{limit: least}))
+        if limit == "max_target_length":
+            assert model.generator.tokenize_targets(["the old town"], least).shape[1] == least
+        if limit == "max_combined_length":
+            ids = model.generator.context_tokenizer.ids([("the old", " town")], least, closes=name != "Llama")
+            assert len(ids[0]) == least
+
+
+def test_a_closed_books_input_has_room_for_a_token_of_the_text(models_folder: Path) -> None:
+    with pytest.raises(InputError, match="max_source_length is 2, but must be at least 3: special tokens take 2"):
+        open_model(ModelRequest(str(models_folder / "generator"), max_source_length=2))
 
 
 def test_a_recorded_length_beyond_the_positions(

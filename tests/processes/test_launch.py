@@ -161,6 +161,7 @@ def test_the_failure_of_one_ends_all_and_is_told(how: str, rank: int, error: typ
     ("address", "message"),
     [
         ("127.0.0.2", "first process's address 127.0.0.2 is 127.0.0.2 on this host, which no other host reaches"),
+        ("head..lan", r"first process's address head\.\.lan:29500 leads nowhere .* \(no host can be called so\); give"),
         ("nowhere.invalid", "first process's address nowhere.invalid:29500 leads nowhere from this host"),
     ],
 )

@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ragstone.errors import LOST, InputError
+from ragstone.processes.launch import GO_ON
 from ragstone.processes.ray_cluster import RayCluster, refuse_without_ray
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -127,31 +129,70 @@ def test_a_running_cluster_is_joined_and_left_running(environment: dict[str, str
 
 
 WORK = """
-import sys, time
+import json, sys, time
 from ragstone.processes import ray_head
 from ragstone.processes.ray_cluster import RayCluster
 ray_head.PATIENCE = 2.0
-cluster = RayCluster(sys.argv[1])
-print("connected", flush=True)
+cluster = RayCluster(**json.loads(sys.argv[1]))
+print(json.dumps(cluster.contact), flush=True)
 time.sleep(120)
 """
 
 
-def test_a_head_that_is_gone_is_named(environment: dict[str, str]) -> None:
+@contextmanager
+def working(environment: dict[str, str], **arguments: Any) -> Iterator[tuple[list[Any], subprocess.Popen[str]]]:
+    """A process on the cluster that a RayCluster of these arguments is; the contact to it."""
+    command = [sys.executable, "-c", WORK, json.dumps(arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline()), process
+
+
+def last_words(process: subprocess.Popen[str]) -> str:
+    """What a process says that has lost its cluster."""
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == LOST
+    return said.splitlines()[-1]
+
+
+@pytest.fixture
+def own_environment(environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """For a cluster besides that of the other tests."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    yield {**environment, "RAY_TMPDIR": folder}
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_head_that_is_gone_is_named(own_environment: dict[str, str]) -> None:
     """Ray's core would end the process a minute later, without a word."""
-    own = {**environment, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-", dir="/tmp")}
-    with started_head(own) as (address, process):
-        command = [sys.executable, "-c", WORK, address]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, env=own, **pipes) as worker:
-            assert worker.stdout is not None and worker.stderr is not None
-            assert worker.stdout.readline() == "connected\n"
-            process.send_signal(signal.SIGTERM)
-            said = worker.stderr.read()
-            assert worker.wait(timeout=60) == LOST
-    assert said.startswith(f"ragstone: The head of the Ray cluster at {address} has said nothing for 2 s (")
-    assert said.endswith("); start it again, and then the same command.\n")
-    shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
+    again = "begin anew"
+    with (
+        started_head(own_environment) as (address, head),
+        working(own_environment, address=address) as (_, training),
+        working(own_environment, address=address, go_on=again) as (_, other),
+    ):
+        head.send_signal(signal.SIGTERM)
+        for process, remedy in ((training, GO_ON), (other, again)):
+            said = last_words(process)
+            assert said.startswith(f"ragstone: The head of the Ray cluster at {address} has said nothing for 2 s (")
+            assert said.endswith(f"); start it again, and then {remedy}.")
+
+
+def test_the_head_of_a_local_cluster_is_not_to_be_started_again(own_environment: dict[str, str]) -> None:
+    """Whoever of the run says it: the next command starts one of its own."""
+    with (
+        working(own_environment, address="local") as (contact, first),
+        working(own_environment, contact=contact) as (_, second),
+    ):
+        (head,) = (child for child in psutil.Process(first.pid).children() if child.name() == "gcs_server")
+        head.kill()
+        for process in (first, second):
+            said = last_words(process)
+            assert said.startswith(f"ragstone: The head of the Ray cluster at {contact[0]} has said nothing for 2 s (")
+            assert said.endswith(f"); {GO_ON}.")
+            assert "start it again" not in said
 
 
 @pytest.mark.slow
@@ -180,6 +221,7 @@ def strangers() -> Iterator[dict[str, str]]:
             "web": f"127.0.0.1:{web.server_port}",
             "no address": "127.0.0.1",
             "client": "ray://127.0.0.1:10001",
+            "malformed": "head..lan:6379",
         }
         web.shutdown()
 
@@ -192,6 +234,7 @@ def strangers() -> Iterator[dict[str, str]]:
         ("web", "something else than Ray's head listens there"),
         ("no address", "an address is host:port"),
         ("client", "an address is host:port"),
+        ("malformed", "no host can be called so"),
     ],
 )
 def test_where_no_cluster_answers(strangers: dict[str, str], who: str, reason: str) -> None:

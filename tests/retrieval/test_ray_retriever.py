@@ -24,7 +24,7 @@ import pytest
 from ragstone.errors import InputError, LostError
 from ragstone.index.searcher import best_of
 from ragstone.index.vector_index import build_index
-from ragstone.knowledge.manifest import Manifest
+from ragstone.knowledge.manifest import FILE_NAME, Manifest
 from ragstone.knowledge.source import KnowledgeSource
 from ragstone.processes.processes import OneProcess
 from ragstone.processes.ray_cluster import RayCluster
@@ -187,6 +187,28 @@ def test_a_new_worker_does_not_mix_versions_of_a_source(
         assert manifest is not None
         dataclasses.replace(manifest, documents=manifest.documents + 1).save(new)
     assert_equal(retriever.retrieve(asked, 2), expected)
+    os.kill(process_of(retriever, 0), signal.SIGKILL)
+    for asking in (retriever, far):
+        with pytest.raises(InputError, match=f"^{folder} was updated since this run began, and a retrieval worker"):
+            asking.retrieve(asked, 2)
+    retriever.close()
+
+
+def test_a_new_worker_does_not_take_a_source_with_a_manifest_for_one_without(
+    cluster: RayCluster, source_folder: Path, tmp_path: Path
+) -> None:
+    """As where a source of the reference's script is built anew."""
+    folder = tmp_path / "source"
+    shutil.copytree(source_folder, folder)
+    (folder / FILE_NAME).unlink()
+    retriever = open_workers(folder)
+    far = from_afar(retriever, folder)
+    asked = np.random.default_rng(3).normal(size=(4, 16)).astype(np.float32)
+    expected = retriever.retrieve(asked, 2)
+    os.kill(process_of(retriever, 0), signal.SIGKILL)
+    for asking in (retriever, far):
+        assert_equal(asking.retrieve(asked, 2), expected)
+    shutil.copy2(source_folder / FILE_NAME, folder)
     os.kill(process_of(retriever, 0), signal.SIGKILL)
     for asking in (retriever, far):
         with pytest.raises(InputError, match=f"^{folder} was updated since this run began, and a retrieval worker"):
@@ -515,6 +537,13 @@ def test_the_part_whose_workers_are_gone_is_named(cluster: RayCluster, large_sou
 def test_no_source_is_said_as_in_this_process(cluster: RayCluster, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^There is no knowledge source {tmp_path / 'nowhere'}; make one"):
         open_workers(tmp_path / "nowhere")
+
+
+def test_workers_look_where_they_are_told(cluster: RayCluster, tmp_path: Path) -> None:
+    """Not where a symbolic link of the first host leads, which another host may not have."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=f"^There is no knowledge source {tmp_path / 'link' / 'nowhere'}; make one"):
+        open_workers(tmp_path / "link" / "nowhere")
 
 
 def test_a_host_without_the_source_is_named(cluster: RayCluster, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ragstone.errors import InputError
 from ragstone.model.lora import LoraSettings
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.training.footprint import WeightUse, footprint
@@ -80,6 +82,16 @@ def test_adapters_alone_are_counted_with_what_they_are_for(
     config = tmp_path / "adapters" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace(str(decoder_only), "nowhere"), encoding="utf-8")
     assert footprint(tmp_path / "adapters", WeightUse(), 1) is None
+
+
+def test_damaged_weights_count_by_their_size(checkpoint_folder: Path, source_folder: Path, tmp_path: Path) -> None:
+    """What is wrong with them is said when the model is opened."""
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "rag")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(4000)
+    assert footprint(folder, WeightUse(encoder_rests=True), 2) == 1000 * 4 * 5
+    with pytest.raises(InputError, match=str(folder)):
+        open_model(ModelRequest(str(folder), passages_path=str(source_folder)))
 
 
 def test_pickled_weights_count_like_others(checkpoint_folder: Path, tmp_path: Path) -> None:

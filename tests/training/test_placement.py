@@ -17,6 +17,7 @@ from ragstone.memory import Memory
 from ragstone.model.lora import LoraSettings
 from ragstone.processes.environment import Place
 from ragstone.retrieval.choice import RetrievalSettings
+from ragstone.retrieval.method import MethodRequest
 from ragstone.training import placement
 from ragstone.training.footprint import WeightUse, footprint
 from ragstone.training.hardware import free_on_gpus
@@ -77,6 +78,23 @@ def test_a_closed_book_retrieves_nothing(usual: dict[str, Any], models_folder: P
     """Whether a flag says so or what stands in the folder."""
     for more in ({"retrieval": None}, {"model": str(models_folder / "generator")}):
         assert [line.split()[0] for line in plan(usual, **more).lines] == ["processes", "memory"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "retrieval"),
+    [
+        ("distributed_retriever", RetrievalSettings("ray")),
+        ("ray_address", RetrievalSettings(ray_address="local")),
+        ("num_retrieval_workers", RetrievalSettings(workers=2)),
+        ("index_shards", RetrievalSettings(parts=2)),
+        ("index_device", RetrievalSettings(device="cuda")),
+    ],
+)
+def test_a_closed_book_is_not_asked_to_search(
+    usual: dict[str, Any], models_folder: Path, flag: str, retrieval: RetrievalSettings
+) -> None:
+    with pytest.raises(InputError, match=f"^A closed-book bart retrieves nothing; omit --{flag}\\.$"):
+        plan(usual, model=str(models_folder / "generator"), retrieval=retrieval)
 
 
 def test_a_checkpoint_that_names_its_source(usual: dict[str, Any], source_folder: Path, tmp_path: Path) -> None:
@@ -196,6 +214,47 @@ def test_gpus_are_asked_by_a_process_of_its_own() -> None:
 def test_gpus_that_are_not_there(usual: dict[str, Any], more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(usual, **more)
+
+
+SECOND_HOST = Place(rank=4, size=8, local_rank=0, local_size=4)
+
+
+@needs_no_gpu
+def test_a_gpu_is_asked_for_where_vectors_are_searched(usual: dict[str, Any], worded_source: Path) -> None:
+    """By the first process, or by all of them where words are searched too."""
+    cuda = RetrievalSettings(device="cuda")
+    assert plan(usual, SECOND_HOST, retrieval=cuda)
+    by_both = {"passages_path": str(worded_source), "method": MethodRequest("hybrid")}
+    for where, more in ((Place(0, 8, 0, 4), {}), (SECOND_HOST, by_both)):
+        with pytest.raises(InputError, match=r"^--index_device cuda: this machine has no GPU"):
+            plan(usual, where, retrieval=cuda, **more)
+
+
+def test_memory_is_asked_for_where_vectors_are_held(
+    usual: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first process alone, on a machine that is made to say that it has a GPU, and little memory."""
+    source = str(write_unmapped_source(tmp_path / "nq"))
+    held = 4 * UNMAPPED_ROWS * UNMAPPED_DIMENSION
+    more = {"model": "someone/model", "passages_path": source, "retrieval": RetrievalSettings(device="cuda")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placement, "free_on_gpus", lambda numbers, asks_apart: [2**40])
+    monkeypatch.setattr(placement, "memory", lambda: Memory(total=2**60, available=held - 1))
+    assert "vectors" not in plan(usual, SECOND_HOST, **more).lines[-1]
+    with pytest.raises(InputError, match=f"^The vectors of {source} cannot be mapped"):
+        plan(usual, Place(0, 8, 0, 4), **more)
+
+
+def test_who_needs_no_source_may_have_another_folder_there(usual: dict[str, Any], tmp_path: Path) -> None:
+    """Under the name that the source has on the first host."""
+    (tmp_path / "vectors.faiss").touch()
+    more = {"passages_path": str(tmp_path), "index_path": str(tmp_path / "vectors.faiss")}
+    exact = RetrievalSettings("ray", "10.0.0.1:6379", parts=2)
+    for retrieval in (RetrievalSettings(), exact):
+        planned = plan(usual, SECOND_HOST, retrieval=retrieval, **more)
+        assert planned.lines[0].startswith("processes  8")
+        with pytest.raises(InputError, match=str(tmp_path)):
+            plan(usual, Place(0, 8, 0, 4), retrieval=retrieval, **more)
 
 
 def test_a_gpu_must_hold_the_vectors_beside_the_model(

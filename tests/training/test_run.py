@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ragstone.commands.finetune import FinetuneSettings, finetune
 from ragstone.commands.finetune_plan import run_plan
@@ -156,6 +157,18 @@ def test_a_finished_run_goes_on_for_longer(settings: Settings, tmp_path: Path) -
     assert not same(first, weights(tmp_path / "run" / "last"))
     again = run(run_plan(settings(num_train_epochs=2, resume=True)))
     assert (again.steps, again.best) == (6, resumed.best)
+
+
+def test_a_run_that_goes_on_for_longer_follows_its_new_schedule_at_once(settings: Settings) -> None:
+    """Where the old one had come to a learning rate of zero."""
+    run(run_plan(settings(num_train_epochs=1)))
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        run(run_plan(settings(num_train_epochs=2, resume=True)))
+    finally:
+        hook.remove()
+    assert rates == pytest.approx([1e-2 * left / 6 for left in (3, 2, 1)])
 
 
 @pytest.fixture
