@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
+from ragstone.encoders.precision import padded_length
 from ragstone.errors import InputError
 
 BIAS = "final_logits_bias"
@@ -41,15 +43,25 @@ def only_at(positions: torch.Tensor, head: Any) -> Iterator[None]:
         positions: [R, T], true at M positions.
         head: a module; it gives [1, M, V] in the end.
     """
+    selected = 0
+    """M"""
 
     def select(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (arguments[0][positions].unsqueeze(0),)
+        nonlocal selected
+        states = arguments[0][positions]
+        selected = len(states)
+        missing = padded_length(selected, states.device, states.dtype) - selected
+        return ((pad(states, (0, 0, 0, missing)) if missing else states).unsqueeze(0),)
 
-    handle = head.register_forward_pre_hook(select)
+    def cut(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor | None:
+        return output[:, :selected] if output.shape[1] > selected else None
+
+    handles = [head.register_forward_pre_hook(select), head.register_forward_hook(cut)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
