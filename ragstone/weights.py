@@ -1,8 +1,10 @@
-"""A short hash of a model's weights, by which two models can be told apart."""
+"""Weights in torch's own files, and a short hash by which two models can be told apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -18,3 +20,17 @@ def hash_weights(weights: Mapping[str, torch.Tensor], *others: object) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote to a file, if it is tensors and plain values alone; mapped, where the file's format allows.
+
+    Raises:
+        pickle.UnpicklingError: it holds anything else, or is no such file.
+        OSError, EOFError, RuntimeError, ValueError: it cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, EOFError, RuntimeError, ValueError):
+        # Files of releases before 1.6 cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True)

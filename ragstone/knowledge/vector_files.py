@@ -142,19 +142,16 @@ def _open_pt(path: Path) -> VectorFile:
 
 
 def _load_pt(path: Path) -> Any:
-    import torch
+    # With torch, which .npy files do without.
+    from ragstone.weights import load_tensors
 
-    for mapped in (True, False):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError as error:
-            raise InputError(
-                f"{path} holds more than tensors and plain values, which is not unpickled; save the tensor alone."
-            ) from error
-        except (OSError, EOFError, RuntimeError, ValueError) as error:
-            # Files of old releases cannot be mapped.
-            if not mapped:
-                raise InputError(
-                    f"{path} is not a .pt file ({one_line(error, 160)}); save the tensor again with torch.save."
-                ) from error
-    raise AssertionError("unreachable")
+    try:
+        return load_tensors(path)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors and plain values, which is not unpickled; save the tensor alone."
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a .pt file ({one_line(error, 160)}); save the tensor again with torch.save."
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ragstone.model.architecture import is_generator
 from ragstone.model.checkpoint import ADAPTER, DENSE, load_checkpoint
 from ragstone.model.open import ModelRequest, open_model
 from ragstone.progress import track
+from ragstone.weights import load_tensors
 
 REMEDY = "copy it again from where it was saved, or save the checkpoint again"
 
@@ -111,7 +113,14 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in file.keys():  # noqa: SIM118 - the file is no mapping
                     yield name, file.get_tensor(name)
         else:
-            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+            weights = load_tensors(path)
+            if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+                raise ValueError("it holds no tensors by name")
+            yield from weights.items()
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors and plain values, which is not unpickled, or is damaged; {REMEDY}."
+        ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         reason = one_line(error, 200)
         raise InputError(f"{path} is damaged or cut off ({reason}); {REMEDY}.") from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,13 +312,40 @@ def test_shards(models_folder: Path, tmp_path: Path) -> None:
         verify(VerifySettings(folder))
 
 
-def test_pickled_weights_are_told_apart(models_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_are_told_apart(models_folder: Path, tmp_path: Path, zipped: bool) -> None:
+    """In torch's file format, or in that of releases before 1.6."""
     folder = Path(shutil.copytree(models_folder / "generator", tmp_path / "generator"))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (folder / "model.safetensors").unlink()
     report = verify(VerifySettings(folder))
     assert isinstance(report, CheckpointReport)
     assert not report.safetensors
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (Path("/"), "holds more than tensors and plain values, which is not unpickled"),
+        ([torch.ones(1)], "it holds no tensors by name"),
+        ({"step": 3}, "it holds no tensors by name"),
+        (b"no file of torch's", "or is damaged"),
+    ],
+)
+def test_pickles_of_something_else(
+    models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, reason: str
+) -> None:
+    folder = Path(shutil.copytree(models_folder / "generator", tmp_path / "generator"))
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    told = refusal(folder, capsys)
+    assert str(path) in told
+    assert reason in told
 
 
 def test_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
